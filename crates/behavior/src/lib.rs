@@ -1,0 +1,1 @@
+//! The behaviour suites that every engine and every backend must pass.

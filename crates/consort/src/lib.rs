@@ -1,0 +1,1 @@
+//! One model, many personas, any engine: the facade library and the consort command.

@@ -1,0 +1,1 @@
+//! Reads and writes GGUF files: bounded, memory-mapped, safe with hostile input.

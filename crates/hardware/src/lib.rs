@@ -1,0 +1,1 @@
+//! What this device has: processor features, memory and accelerators.

@@ -1,0 +1,1 @@
+//! Reads PEFT LoRA adapters: adapter_config.json and safetensors, bounded.

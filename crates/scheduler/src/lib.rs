@@ -1,0 +1,1 @@
+//! Scheduled<E>: turns any Engine into a ModelBackend.

@@ -1,0 +1,1 @@
+//! Image decoding under limits, the family's image processor and M-RoPE positions.
