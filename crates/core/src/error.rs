@@ -158,8 +158,7 @@ impl Error {
     /// An input or output error on `path`. A missing file becomes [`ErrorKind::NotFound`].
     #[must_use]
     pub fn io(path: &std::path::Path, source: std::io::Error) -> Self {
-        let kind =
-            if source.kind() == std::io::ErrorKind::NotFound { ErrorKind::NotFound } else { ErrorKind::Io };
+        let kind = if source.kind() == std::io::ErrorKind::NotFound { ErrorKind::NotFound } else { ErrorKind::Io };
         Self::new(kind, source.to_string()).with_context("path", path.display().to_string()).with_source(source)
     }
 

@@ -1,0 +1,153 @@
+//! The outer seam: what everyone above holds.
+
+use std::pin::Pin;
+
+use serde::Serialize;
+
+use crate::{
+    AdapterFiles, AdapterInfo, AdapterUse, Capability, DeviceEvidence, Error, EventStream, GenerateRequest,
+    MemoryReport, ModelInfo, Pooling, Prompt, Result, TokenId,
+};
+
+/// A boxed future, so that [`ModelBackend`] can be a trait object.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// How text that looks like a special token is tokenized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SpecialTokens {
+    /// As text. What people wrote should be tokenized so.
+    #[default]
+    Plain,
+    /// As the special token: for rendered templates.
+    Parse,
+}
+
+/// What is to be embedded.
+#[derive(Debug, Clone)]
+pub struct EmbedRequest {
+    /// The text, or rendered parts.
+    pub prompt: Prompt,
+    /// With which adapters.
+    pub adapters: Vec<AdapterUse>,
+    /// How the hidden states are pooled.
+    pub pooling: Pooling,
+}
+
+/// Counters and gauges of a backend since it was made. Any front end can export them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Metrics {
+    /// Requests that wait for a slot.
+    pub queued: u64,
+    /// Requests that are being prefilled or decoded.
+    pub running: u64,
+    /// Finished turns that have yet to be kept in the prefix cache.
+    pub background: u64,
+    /// Requests accepted.
+    pub requests: u64,
+    /// Requests that ended by themselves.
+    pub finished: u64,
+    /// Requests that were cancelled.
+    pub cancelled: u64,
+    /// Requests that ended with an error.
+    pub failed: u64,
+    /// Requests refused because the queue was full.
+    pub refused: u64,
+    /// Engine batches.
+    pub steps: u64,
+    /// Prompt tokens of accepted requests.
+    pub prompt_tokens: u64,
+    /// Of these, how many the prefix cache gave.
+    pub reused_tokens: u64,
+    /// Tokens prefilled, background work included.
+    pub prefilled_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Images encoded.
+    pub images_encoded: u64,
+    /// Images whose embedding was at hand.
+    pub images_reused: u64,
+    /// Pasts in the prefix cache.
+    pub cached_pasts: u64,
+    /// What they cost, in bytes.
+    pub cached_bytes: u64,
+    /// Pasts evicted.
+    pub evicted_pasts: u64,
+}
+
+/// One model behind one engine, as applications, servers, benches and forges hold it: `Arc<dyn ModelBackend>`.
+///
+/// All methods can be called from any thread. What the [`Capability`] does not declare is refused with
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
+pub trait ModelBackend: Send + Sync {
+    /// The engine's short, stable name (`native`, `llamacpp`, `vllm`).
+    fn name(&self) -> &'static str;
+
+    /// What the model is.
+    fn info(&self) -> &ModelInfo;
+
+    /// What the backend can do.
+    fn capability(&self) -> Capability;
+
+    /// What was seen of the device.
+    fn evidence(&self) -> DeviceEvidence;
+
+    /// What is held in memory, by kind.
+    fn memory(&self) -> BoxFuture<'_, Result<MemoryReport>>;
+
+    /// Counters and gauges.
+    fn metrics(&self) -> Metrics;
+
+    /// Accepts a request and returns its events. The work has begun, or waits in a bounded queue, when this returns.
+    /// Dropping the stream cancels; the slot is free within one step.
+    ///
+    /// # Errors
+    /// What can be told at once: [`Overloaded`](crate::ErrorKind::Overloaded),
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest), an adapter that is
+    /// [`NotFound`](crate::ErrorKind::NotFound). Later errors are the stream's last item.
+    fn generate(&self, request: GenerateRequest) -> Result<EventStream>;
+
+    /// Pooled hidden states, `[hidden]`.
+    fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<Vec<f32>>> {
+        let _ = request;
+        let error = Error::unsupported(self.name(), "embed");
+        Box::pin(async { Err(error) })
+    }
+
+    /// Loads an adapter under `id`, or replaces it: requests that run keep the old weights, later ones get the new.
+    fn load_adapter(&self, id: &str, files: AdapterFiles) -> BoxFuture<'_, Result<AdapterInfo>> {
+        let _ = (id, files);
+        let error = Error::unsupported(self.name(), "load_adapter");
+        Box::pin(async { Err(error) })
+    }
+
+    /// Forgets the adapter of this id; requests that run keep it.
+    fn unload_adapter(&self, id: &str) -> BoxFuture<'_, Result<()>> {
+        let _ = id;
+        let error = Error::unsupported(self.name(), "unload_adapter");
+        Box::pin(async { Err(error) })
+    }
+
+    /// The adapters that requests can name.
+    fn adapters(&self) -> Vec<AdapterInfo> {
+        Vec::new()
+    }
+
+    /// Text to tokens, as prompts of this backend are tokenized.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) where the tokenizer is out of reach.
+    fn tokenize(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>> {
+        let _ = (text, special);
+        Err(Error::unsupported(self.name(), "tokenize"))
+    }
+
+    /// Tokens to text, special tokens included.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported), or [`InvalidRequest`](crate::ErrorKind::InvalidRequest) for an id
+    /// beyond the vocabulary.
+    fn detokenize(&self, tokens: &[TokenId]) -> Result<String> {
+        let _ = tokens;
+        Err(Error::unsupported(self.name(), "detokenize"))
+    }
+}
