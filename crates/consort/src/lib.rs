@@ -1,1 +1,38 @@
-//! One model, many personas, any engine: the facade library and the consort command.
+//! One model, many personas, any engine.
+//!
+//! This is what an application embeds: [`load`] opens a model on one of the compiled backends and returns it as
+//! `Arc<dyn ModelBackend>`, the seam that everything above knows. The types that cross it are those of
+//! [`consort_core`], re-exported here as [`core`].
+//!
+//! ```
+//! use consort::core::{ChatMessage, ChatPrompt, Device, DevicePolicy, Event, GenerateRequest, Prompt, Role, Thinking};
+//! use consort::{LoadConfig, ModelFiles};
+//!
+//! # fn main() -> consort::core::Result<()> {
+//! // The processor is used because it is named; the default policy admits accelerators only.
+//! let backend = consort::load(LoadConfig {
+//!     policy: DevicePolicy::Named(Device::Cpu),
+//!     ..LoadConfig::new(ModelFiles::Bundled)
+//! })?;
+//! let prompt = ChatPrompt {
+//!     messages: vec![ChatMessage::text(Role::User, "Hello!")],
+//!     thinking: Thinking::Off,
+//!     ..ChatPrompt::default()
+//! };
+//! let mut text = String::new();
+//! for event in backend.generate(GenerateRequest::new(Prompt::Chat(prompt)))?.blocking() {
+//!     if let Event::Tokens { text: piece, .. } = event? {
+//!         text.push_str(&piece);
+//!     }
+//! }
+//! assert!(text.starts_with("Hello"), "{text}");
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod bundled;
+mod load;
+
+pub use consort_core as core;
+pub use load::{Backend, LoadConfig, ModelFiles, backends, load, prepare_picture};

@@ -1,0 +1,284 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use consort_core::{Device, DevicePolicy, Error, ErrorKind, Result, Thinking};
+
+/// One model, many personas, any engine.
+///
+/// Consort runs a language model that also sees, for several personas at once. Without `--device` it computes on an
+/// accelerator or not at all; `--device cpu` names the processor. A small model, etude, is part of the program, so
+/// everything here works without a download.
+#[derive(Parser)]
+#[command(version, after_help = crate::exit::HELP, max_term_width = 100)]
+pub struct Cli {
+    /// Log more (-v, -vv, -vvv), to stderr. CONSORT_LOG takes a filter.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Three personas talk about a picture.
+    #[command(after_help = "Example:\n  consort demo --device cpu")]
+    Demo(DemoArgs),
+    /// Answer one prompt.
+    #[command(after_help = "Examples:\n  consort run --device cpu \"Hello!\"\n  \
+        consort run --device cpu --image shapes.png --adapter pirate \"What do you see?\"\n  \
+        consort run --device cpu --model model.gguf --mmproj mmproj.gguf --json \"Hello!\"")]
+    Run(RunArgs),
+    /// Show what a model file or an adapter directory holds.
+    #[command(after_help = "Examples:\n  consort inspect model.gguf\n  consort inspect --tensors --json model.gguf")]
+    Inspect(InspectArgs),
+    /// Show what this machine has, what each backend would do here, and why not.
+    Doctor(DoctorArgs),
+    /// Turn a Hugging Face Qwen3.5 directory into GGUF and mmproj.
+    #[command(after_help = "Example:\n  consort convert --type q8_0 --output out/ models/etude")]
+    Convert(ConvertArgs),
+    /// Measure. Writes a report beside the machine's stream rate.
+    Bench(BenchArgs),
+}
+
+/// Which device may compute.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum DeviceChoice {
+    /// The processor.
+    Cpu,
+    /// Apple's GPU.
+    Metal,
+    /// The first NVIDIA GPU.
+    Cuda,
+    /// The first Vulkan device.
+    Vulkan,
+}
+
+/// Which engine and device.
+#[derive(Args, Clone, Debug)]
+pub struct EngineArgs {
+    /// Use this device and no other. Without it: an accelerator, or a refusal.
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceChoice>,
+    /// Threads that compute. Default: one for each core that this process may use.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<std::num::NonZeroUsize>,
+}
+
+impl EngineArgs {
+    /// The device policy that was asked for.
+    pub fn policy(&self) -> DevicePolicy {
+        match self.device {
+            None => DevicePolicy::AcceleratedOnly,
+            Some(DeviceChoice::Cpu) => DevicePolicy::Named(Device::Cpu),
+            Some(DeviceChoice::Metal) => DevicePolicy::Named(Device::Metal),
+            Some(DeviceChoice::Cuda) => DevicePolicy::Named(Device::Cuda(0)),
+            Some(DeviceChoice::Vulkan) => DevicePolicy::Named(Device::Vulkan(0)),
+        }
+    }
+}
+
+/// Arguments of `consort demo`.
+#[derive(Args)]
+pub struct DemoArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Another picture than the one that is part of the program.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// Print one JSON object instead, for scripts.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Whether the model thinks before it answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum ThinkChoice {
+    /// It thinks first.
+    On,
+    /// It answers at once.
+    Off,
+    /// As the model's template does when nothing is said.
+    Template,
+}
+
+impl From<ThinkChoice> for Thinking {
+    fn from(choice: ThinkChoice) -> Self {
+        match choice {
+            ThinkChoice::On => Self::On,
+            ThinkChoice::Off => Self::Off,
+            ThinkChoice::Template => Self::TemplateDefault,
+        }
+    }
+}
+
+/// Arguments of `consort run`.
+#[derive(Args)]
+pub struct RunArgs {
+    /// What to say to the model. `-` reads it from the standard input.
+    pub prompt: String,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// A GGUF file, or a folder that holds one and its mmproj. Default: the bundled etude.
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// The vision projector of `--model`. Default: the mmproj file in the model's folder, if there is one.
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub mmproj: Option<PathBuf>,
+    /// A picture, put before the prompt. Repeat for several.
+    #[arg(long, value_name = "FILE")]
+    pub image: Vec<PathBuf>,
+    /// An adapter: a PEFT folder, or the name of a bundled one; `@0.5` sets its scale. Repeat to add several.
+    #[arg(long, value_name = "NAME|DIR[@SCALE]")]
+    pub adapter: Vec<String>,
+    /// A system message.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Whether the model thinks before it answers.
+    #[arg(long, value_enum, default_value = "off")]
+    pub think: ThinkChoice,
+    /// The most tokens of the reply.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_tokens: u32,
+    /// 0 is greedy; 1 is the model's own distribution.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Keep the N most probable tokens (0: all).
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub top_k: u32,
+    /// Keep the smallest set of tokens that is this probable (1: all).
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Keep tokens at least this fraction as probable as the best (0: all).
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+    /// The seed of the sampler.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// End the reply before this text. Repeat for several.
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Print one JSON object: text, tokens, finish reason, usage, device evidence.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `consort inspect`.
+#[derive(Args)]
+pub struct InspectArgs {
+    /// A GGUF file, or a folder with a PEFT adapter.
+    pub path: PathBuf,
+    /// List every tensor.
+    #[arg(long)]
+    pub tensors: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `consort doctor`.
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How weights are stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum WeightChoice {
+    /// 32-bit floating point.
+    F32,
+    /// 16-bit floating point.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 8-bit blocks of 32.
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+/// Arguments of `consort convert`.
+#[derive(Args)]
+pub struct ConvertArgs {
+    /// The Hugging Face directory: config.json, *.safetensors, tokenizer.json, ...
+    pub source: PathBuf,
+    /// Where the files go. Default: the source folder.
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// How the text model's matrices are stored.
+    #[arg(long = "type", value_enum, default_value = "q8_0")]
+    pub text_type: WeightChoice,
+    /// How the vision tower's matrices are stored.
+    #[arg(long, value_enum, default_value = "f16")]
+    pub mmproj_type: WeightChoice,
+    /// Replace files that are there.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Arguments of `consort bench`.
+#[derive(Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// What is measured.
+    #[command(subcommand)]
+    pub what: BenchCommand,
+}
+
+/// What `consort bench` measures.
+#[derive(Subcommand)]
+pub enum BenchCommand {
+    /// Decode speed of etude and of a generated model of the 0.8B's dimensions, beside the stream rate of the machine.
+    Decode(BenchDecodeArgs),
+}
+
+/// Arguments of `consort bench decode`.
+#[derive(Args)]
+pub struct BenchDecodeArgs {
+    /// Tokens per measurement.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub tokens: usize,
+    /// Measurements; the median is reported, with the smallest and the largest.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub repeats: usize,
+    /// Write the report there, as Markdown.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Splits `NAME@SCALE`.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`] for a scale that is no number.
+pub fn adapter_spec(spec: &str) -> Result<(&str, f32)> {
+    let Some((name, scale)) = spec.rsplit_once('@') else { return Ok((spec, 1.0)) };
+    match scale.parse::<f32>() {
+        Ok(value) if value.is_finite() && !name.is_empty() => Ok((name, value)),
+        _ => Err(Error::new(ErrorKind::InvalidRequest, "an adapter is named as NAME or NAME@SCALE, such as pirate@0.5")
+            .with_context("adapter", spec)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn adapters_carry_their_scale() {
+        assert_eq!(adapter_spec("pirate").unwrap(), ("pirate", 1.0));
+        assert_eq!(adapter_spec("dir/x@0.5").unwrap(), ("dir/x", 0.5));
+        adapter_spec("pirate@loud").unwrap_err();
+    }
+}

@@ -1,0 +1,32 @@
+//! The `consort` command.
+#![forbid(unsafe_code)]
+
+mod args;
+mod bench;
+mod convert;
+mod demo;
+mod doctor;
+mod exit;
+mod inspect;
+mod output;
+mod picture;
+mod run;
+mod session;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    output::init_logs(cli.verbose);
+    let outcome = match &cli.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Convert(args) => convert::run(args),
+        Command::Bench(args) => bench::run(args),
+    };
+    exit::code(outcome)
+}

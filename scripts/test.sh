@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands, one stage after another, with the time of each.
+#
+# Needs: Rust, and nothing else that is not installed here. `cargo-deny` is installed from crates.io when it is missing.
+# The cases of the family's real vocabulary and chat template run when CONSORT_FAMILY_DATA names the folder that holds
+# them; without it the tests print how many cases were not run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+deny_version=0.20.2
+log_dir=$(mktemp -d)
+trap 'rm -rf "$log_dir"' EXIT
+summary=()
+
+stage() {
+    local name=$1 start=$SECONDS
+    shift
+    printf '\n== %s: %s\n' "$name" "$*"
+    if "$@" 2>&1 | tee "$log_dir/$name.log"; then
+        summary+=("$(printf '%-8s ok      %5d s' "$name" $((SECONDS - start)))")
+    else
+        summary+=("$(printf '%-8s FAILED  %5d s' "$name" $((SECONDS - start)))")
+        finish 1
+    fi
+}
+
+# Adds up the closing lines of libtest and libtest-mimic.
+finish() {
+    printf '\n== stages\n'
+    printf '%s\n' "${summary[@]}"
+    local passed failed
+    read -r passed failed < <(cat "$log_dir"/*.log | awk '
+        /^test result:/ { for (i = 2; i <= NF; i++) { if ($i == "passed;") p += $(i - 1); if ($i == "failed;") f += $(i - 1) } }
+        END { print p + 0, f + 0 }')
+    printf '\n%d passed, %d failed\n' "$passed" "$failed"
+    if [ "$1" -eq 0 ] && { [ "$passed" -eq 0 ] || [ "$failed" -ne 0 ]; }; then
+        exit 1
+    fi
+    exit "$1"
+}
+
+install_cargo_deny() {
+    if cargo deny --version 2>/dev/null; then
+        return
+    fi
+    echo "installing cargo-deny $deny_version from crates.io (a few minutes, once)"
+    CARGO_PROFILE_DEV_DEBUG=0 cargo install cargo-deny --version "$deny_version" --locked --debug
+}
+
+if [ -z "${CONSORT_FAMILY_DATA:-}" ]; then
+    echo "CONSORT_FAMILY_DATA is not set: the cases of the family's vocabulary and template will be counted, not run"
+fi
+
+stage fmt cargo fmt --all --check
+stage clippy cargo clippy --workspace --all-targets --locked -- -D warnings
+stage test cargo test --workspace --locked --no-fail-fast
+stage doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+stage deny-tool install_cargo_deny
+stage deny cargo deny --locked check licenses bans sources
+stage demo cargo run --release --locked -- demo --device cpu
+finish 0
