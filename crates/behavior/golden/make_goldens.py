@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Writes the golden files of the behaviour suite from transformers and PEFT.
+
+    python make_goldens.py                    all tiny configurations, into the folder of this script
+    python make_goldens.py --etude DIR        the goldens of the study model that lies in DIR
+    python make_goldens.py --check            writes both kinds anew elsewhere and compares with what is here
+                                              (of the study model only if --etude is given too)
+
+The environment is pinned in tools/python/requirements.txt. README.md beside this file tells what is written.
+"""
+
+import argparse
+import filecmp
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+# One thread, so that sums are taken in one order and each run on one machine gives the same bytes.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import warnings  # noqa: E402
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+# That the reference runs on its own PyTorch code, without faster kernels, is what is wanted.
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+warnings.filterwarnings("ignore", category=FutureWarning)
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from maker import etude, pictures, suite, tiny, vocabulary, writing  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+
+
+def write_tiny(out: Path) -> None:
+    """Every tiny configuration, its shared files and the index."""
+    for folder in ("tokenizer", "images", *[t.name for t in tiny.CONFIGURATIONS]):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    ids = vocabulary.save(out / "tokenizer")
+    shown = pictures.save(out / "images")
+    index = {}
+    for shape in tiny.CONFIGURATIONS:
+        index[shape.name] = suite.write(shape, ids, shown, out / shape.name)
+        print(shape.name, index[shape.name], flush=True)
+    (out / "index.json").write_text(writing.to_text({"format": writing.FORMAT, "configurations": index}))
+
+
+def compare(made: Path, kept: Path) -> int:
+    """Prints every made file that is missing from the kept ones or differs; returns how many."""
+    from safetensors.torch import load_file
+    wrong = 0
+    for path in sorted(p for p in made.rglob("*") if p.is_file()):
+        other = kept / path.relative_to(made)
+        if not other.exists():
+            wrong += 1
+            print(f"missing: {other}")
+        elif not filecmp.cmp(path, other, shallow=False):
+            wrong += 1
+            far = ""
+            if path.suffix == ".safetensors":
+                new, old = load_file(path), load_file(other)
+                if {k: v.shape for k, v in new.items()} == {k: v.shape for k, v in old.items()}:
+                    largest = max((new[k].float() - old[k].float()).abs().max().item() for k in new)
+                    far = f" (numbers differ by at most {largest:.3g})"
+            print(f"differs: {other}{far}")
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--etude", type=Path, metavar="DIR", help="write the goldens of the study model in DIR")
+    parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: beside this script)")
+    parser.add_argument("--check", action="store_true", help="compare a fresh run with what is kept; writes nothing here")
+    given = parser.parse_args()
+    kept = given.out.resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) if given.check else kept
+        if given.etude:
+            etude.write(given.etude.resolve(), out / "etude")
+        if given.check or not given.etude:
+            write_tiny(out)
+        if given.check:
+            wrong = compare(out, kept)
+            print("all files are equal" if wrong == 0 else f"{wrong} files differ")
+            return min(wrong, 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
