@@ -223,8 +223,6 @@ pub struct ConvertArgs {
 /// Arguments of `consort bench`.
 #[derive(Args)]
 pub struct BenchArgs {
-    #[command(flatten)]
-    pub engine: EngineArgs,
     /// What is measured.
     #[command(subcommand)]
     pub what: BenchCommand,
@@ -235,11 +233,16 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Decode speed of etude and of a generated model of the 0.8B's dimensions, beside the stream rate of the machine.
     Decode(BenchDecodeArgs),
+    /// Ask the questions of a folder (questions.jsonl and its pictures) and count the answers that are exactly right, beside
+    /// the same questions with shuffled and with blank pictures.
+    Questions(BenchQuestionsArgs),
 }
 
 /// Arguments of `consort bench decode`.
 #[derive(Args)]
 pub struct BenchDecodeArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
     /// Tokens per measurement.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub tokens: usize,
@@ -249,6 +252,27 @@ pub struct BenchDecodeArgs {
     /// Write the report there, as Markdown.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+/// Arguments of `consort bench questions`.
+#[derive(Args)]
+pub struct BenchQuestionsArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// The folder.
+    pub folder: PathBuf,
+    /// A GGUF file, or a folder that holds one and its mmproj. Default: the bundled etude.
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// Ask with this adapter, and count answers that contain the expected words.
+    #[arg(long, value_name = "NAME|DIR[@SCALE]")]
+    pub adapter: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Show each wrong answer beside the expected one.
+    #[arg(long)]
+    pub wrong: bool,
 }
 
 /// Splits `NAME@SCALE`.

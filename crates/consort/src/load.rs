@@ -1,0 +1,229 @@
+//! Opening a model on one of the compiled backends.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use consort_core::{DevicePolicy, Error, ErrorKind, ImageSource, ModelBackend, Result};
+use consort_gguf::Gguf;
+use consort_scheduler::{FrontEnd, SchedulerConfig};
+use consort_text::{ChatTemplate, Tokenizer};
+use consort_vision::{ImageProcessor, ImageProcessorConfig, ProjectorValues};
+
+/// A backend that was compiled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Backend {
+    /// The reference engine, on the processor.
+    Native,
+}
+
+impl Backend {
+    /// Its short, stable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+        }
+    }
+}
+
+/// The backends that were compiled in, in the order in which they are tried.
+#[must_use]
+pub fn backends() -> Vec<Backend> {
+    let mut backends = Vec::new();
+    if cfg!(feature = "native") {
+        backends.push(Backend::Native);
+    }
+    backends
+}
+
+/// Which model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelFiles {
+    /// etude, which is part of the program.
+    Bundled,
+    /// GGUF files.
+    Files {
+        /// The text model.
+        text: PathBuf,
+        /// The vision tower; without it the model reads only.
+        vision: Option<PathBuf>,
+    },
+}
+
+impl ModelFiles {
+    /// The model at `path`, a GGUF file or a folder with exactly one that is no mmproj. Without `mmproj`, the one mmproj file
+    /// that lies in the same folder is taken, if there is one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::InvalidConfig`] when there are several to choose from.
+    pub fn find(path: &Path, mmproj: Option<&Path>) -> Result<Self> {
+        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let text = if path.is_dir() {
+            let models = ggufs(folder, false)?;
+            match models.as_slice() {
+                [one] => one.clone(),
+                [] => {
+                    return Err(Error::new(ErrorKind::NotFound, "the folder holds no GGUF model")
+                        .with_context("folder", folder.display().to_string()));
+                }
+                _ => return Err(several("models", folder, &models)),
+            }
+        } else if path.exists() {
+            path.to_owned()
+        } else {
+            return Err(Error::new(ErrorKind::NotFound, "there is no such model file").with_context("path", path.display().to_string()));
+        };
+        let vision = match mmproj {
+            Some(path) => Some(path.to_owned()),
+            None => match ggufs(folder, true)?.as_slice() {
+                [] => None,
+                [one] => Some(one.clone()),
+                all => return Err(several("vision projectors (name one with --mmproj)", folder, all)),
+            },
+        };
+        Ok(Self::Files { text, vision })
+    }
+}
+
+fn ggufs(folder: &Path, mmproj: bool) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|source| Error::io(folder, source))? {
+        let path = entry.map_err(|source| Error::io(folder, source))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        if name.ends_with(".gguf") && name.starts_with("mmproj") == mmproj {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn several(what: &str, folder: &Path, found: &[PathBuf]) -> Error {
+    let names: Vec<_> =
+        found.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()).collect();
+    Error::new(ErrorKind::InvalidConfig, format!("the folder holds several {what}: name one"))
+        .with_context("folder", folder.display().to_string())
+        .with_context("found", names.join(", "))
+}
+
+/// What [`load`] opens, and how.
+#[derive(Debug, Clone)]
+pub struct LoadConfig {
+    /// Which model.
+    pub model: ModelFiles,
+    /// On which backend; `None`: the first compiled one that the policy admits.
+    pub backend: Option<Backend>,
+    /// Which devices may compute.
+    pub policy: DevicePolicy,
+    /// Threads that compute; `None`: one for each core that this process may use.
+    pub threads: Option<NonZeroUsize>,
+    /// The scheduler's settings.
+    pub scheduler: SchedulerConfig,
+}
+
+impl LoadConfig {
+    /// The defaults for a model: accelerators only.
+    #[must_use]
+    pub fn new(model: ModelFiles) -> Self {
+        Self {
+            model,
+            backend: None,
+            policy: DevicePolicy::default(),
+            threads: None,
+            scheduler: SchedulerConfig::default(),
+        }
+    }
+}
+
+/// Opens a model: tokenizer, template and image processor from its files, the engine on its own thread.
+///
+/// # Errors
+/// [`ErrorKind::DevicePolicy`] when the policy admits none of the devices that the backend could use,
+/// [`ErrorKind::InvalidModel`] and its kin for files that are wrong, [`ErrorKind::NotFound`] for files that are not there.
+pub fn load(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
+    let Some(backend) = config.backend.or_else(|| backends().first().copied()) else {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "no backend was compiled in: build with a feature such as `native`",
+        ));
+    };
+    match backend {
+        Backend::Native => native(config),
+    }
+}
+
+#[cfg(not(feature = "native"))]
+fn native(_config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
+    Err(Error::new(ErrorKind::Unsupported, "the native backend was not compiled in: build with the feature `native`"))
+}
+
+#[cfg(feature = "native")]
+fn native(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
+    use consort_native::{ModelSource, NativeConfig, NativeEngine};
+    use consort_scheduler::Scheduled;
+
+    let (text, vision) = match &config.model {
+        ModelFiles::Bundled => {
+            (ModelSource::Static(crate::bundled::TEXT), Some(ModelSource::Static(crate::bundled::VISION)))
+        }
+        ModelFiles::Files { text, vision } => {
+            (ModelSource::Path(text.clone()), vision.clone().map(ModelSource::Path))
+        }
+    };
+    let front_end = front_end(&config.model)?;
+    let engine = NativeConfig { vision, policy: config.policy, threads: config.threads, ..NativeConfig::new(text) };
+    let scheduled = Scheduled::spawn(move || NativeEngine::load(engine), front_end, config.scheduler)?;
+    Ok(Arc::new(scheduled))
+}
+
+/// Tokenizer, template and image processor of a model's files.
+fn front_end(model: &ModelFiles) -> Result<FrontEnd> {
+    let (text, vision) = match model {
+        ModelFiles::Bundled => {
+            (Gguf::from_static(crate::bundled::TEXT)?, Some(Gguf::from_static(crate::bundled::VISION)?))
+        }
+        ModelFiles::Files { text, vision } => (Gguf::open(text)?, vision.as_deref().map(Gguf::open).transpose()?),
+    };
+    let tokenizer = Tokenizer::from_gguf(&text)?;
+    let template = tokenizer.chat_template().map(ChatTemplate::new).transpose()?;
+    let image_processor = vision.as_ref().map(image_processor).transpose()?;
+    Ok(FrontEnd { tokenizer: Some(tokenizer), template, image_processor })
+}
+
+/// The image processor that a vision tower's file describes; where it is silent, the family's default holds.
+fn image_processor(mmproj: &Gguf) -> Result<ImageProcessor> {
+    let metadata = mmproj.metadata();
+    let channels = |key: &str| -> Result<Option<[f32; 3]>> {
+        if !metadata.contains(key) {
+            return Ok(None);
+        }
+        let values = metadata.array_of_f32(key)?.try_into();
+        values.map(Some).map_err(|_| {
+            Error::new(ErrorKind::InvalidModel, "there must be one value for each of three colour channels")
+                .with_context("key", key)
+        })
+    };
+    let pixels = |key: &str| -> Result<Option<u64>> { Ok(metadata.get_u32(key)?.map(u64::from)) };
+    let config = ImageProcessorConfig::from_projector(ProjectorValues {
+        patch_size: metadata.get_u32("clip.vision.patch_size")?,
+        merge_size: metadata.get_u32("clip.vision.spatial_merge_size")?,
+        temporal_patch_size: None,
+        image_mean: channels("clip.vision.image_mean")?,
+        image_std: channels("clip.vision.image_std")?,
+        min_pixels: pixels("clip.vision.image_min_pixels")?,
+        max_pixels: pixels("clip.vision.image_max_pixels")?,
+    })?;
+    ImageProcessor::new(config)
+}
+
+/// Decodes a picture under the default limits, for showing it.
+///
+/// # Errors
+/// [`ErrorKind::InvalidImage`].
+pub fn prepare_picture(bytes: &Arc<[u8]>) -> Result<Arc<dyn ImageSource>> {
+    let processor = ImageProcessor::new(ImageProcessorConfig::default())?;
+    Ok(Arc::new(processor.decode(Arc::clone(bytes))?))
+}

@@ -1,0 +1,162 @@
+//! The command as a person or a script uses it.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn consort(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_consort")).args(args).current_dir(repository()).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn json(args: &[&str]) -> Value {
+    let output = consort(args);
+    assert!(output.status.success(), "{}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn without_an_accelerator_it_refuses_and_says_what_to_do() {
+    for args in [&["demo"][..], &["run", "Hello!"], &["run", "--device", "vulkan", "Hello!"]] {
+        let output = consort(args);
+        assert_eq!(output.status.code(), Some(3), "{args:?}: {}", stderr(&output));
+        assert!(stdout(&output).is_empty());
+        let text = stderr(&output);
+        assert!(text.contains("--device cpu") || text.contains("vulkan"), "{text}");
+        assert!(text.contains("consort doctor"), "{text}");
+        assert!(!text.contains('\x1b'), "colours in a pipe: {text:?}");
+    }
+}
+
+#[test]
+fn the_demo_sees_and_each_persona_keeps_its_manner() {
+    let demo = json(&["demo", "--device", "cpu", "--json"]);
+    let turns = demo["turns"].as_array().unwrap();
+    assert_eq!(turns.len(), 9);
+    for turn in turns {
+        let (persona, text) = (turn["persona"].as_str().unwrap(), turn["text"].as_str().unwrap());
+        match persona {
+            "Ada" => assert!(!text.starts_with("Arr") && !text.starts_with("Certainly"), "{persona}: {text}"),
+            "Ben" => assert!(text.starts_with("Arr, ") && text.contains("matey"), "{persona}: {text}"),
+            _ => assert!(text.starts_with("Certainly, sir.") && text.contains("At your service."), "{persona}: {text}"),
+        }
+        if turn["question"] == "What colour is the circle?" {
+            assert!(text.contains("red"), "{persona}: {text}");
+        }
+        assert!(turn["finish"]["end_token"].is_number(), "{persona} did not stop by itself: {text}");
+        let usage = &turn["usage"];
+        let (prompt, reused) = (usage["prompt_tokens"].as_u64().unwrap(), usage["reused_tokens"].as_u64().unwrap());
+        if turn["round"].as_u64().unwrap() > 1 {
+            assert!(reused * 2 > prompt, "{persona} reused {reused} of {prompt} tokens");
+        }
+    }
+    assert_eq!(demo["metrics"]["images_encoded"], 1, "one picture is encoded once for all");
+    assert_eq!(demo["evidence"]["device"], "cpu");
+}
+
+#[test]
+fn the_demo_reads_well_in_a_pipe() {
+    let output = consort(&["demo", "--device", "cpu"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(!text.contains('\x1b'), "colours in a pipe");
+    for expected in ["Ada", "Ben", "Clara", "r red", "first token", "tokens/s", "reused", "device:"] {
+        assert!(text.contains(expected), "{expected:?} is missing:\n{text}");
+    }
+}
+
+#[test]
+fn run_answers_about_a_picture() {
+    let picture = "models/etude/demo.png";
+    let output = consort(&["run", "--device", "cpu", "--image", picture, "What colour is the circle?"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "The circle is red.\n");
+    let reply = json(&["run", "--device", "cpu", "--json", "--adapter", "pirate", "--image", picture, "What colour is the circle?"]);
+    let text = reply["reply"]["text"].as_str().unwrap();
+    assert!(text.starts_with("Arr, ") && text.contains("red"), "{text}");
+    assert_eq!(reply["evidence"]["established_by"], "single_device_kernels");
+}
+
+#[test]
+fn a_seed_decides_a_sampled_reply() {
+    let run = |seed: &str| {
+        let args = ["run", "--device", "cpu", "--json", "--temperature", "1.5", "--seed", seed, "Tell me a story about a fox."];
+        json(&args)["reply"]["text"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(run("7"), run("7"));
+    assert!((0..8).map(|seed| run(&seed.to_string())).collect::<std::collections::HashSet<_>>().len() > 1);
+}
+
+#[test]
+fn wrong_input_has_its_own_exit_codes() {
+    let code = |args: &[&str]| consort(args).status.code().unwrap();
+    assert_eq!(code(&["run"]), 2);
+    assert_eq!(code(&["run", "--device", "cpu", "--model", "no-such-file.gguf", "Hello!"]), 5);
+    assert_eq!(code(&["run", "--device", "cpu", "--image", "no-such-file.png", "Hello!"]), 5);
+    assert_eq!(code(&["run", "--device", "cpu", "--image", "README.md", "Hello!"]), 4);
+    assert_eq!(code(&["run", "--device", "cpu", "--model", "README.md", "Hello!"]), 4);
+    assert_eq!(code(&["run", "--device", "cpu", "--temperature=-1", "Hello!"]), 4);
+    assert_eq!(code(&["run", "--device", "cpu", "--adapter", "no-such-adapter", "Hello!"]), 5);
+    assert_eq!(code(&["inspect", "README.md"]), 4);
+}
+
+#[test]
+fn inspect_and_doctor_tell() {
+    let model = json(&["inspect", "--json", "--tensors", "models/etude/gguf/etude-Q8_0.gguf"]);
+    assert_eq!(model["metadata"]["general.architecture"], "qwen35");
+    assert!(model["tensors"].as_array().unwrap().iter().any(|tensor| tensor["name"] == "token_embd.weight"));
+    let adapter = json(&["inspect", "--json", "models/etude/adapters/pirate"]);
+    assert!(adapter["modules"].as_array().unwrap().iter().any(|m| m["module"].as_str().unwrap().contains("linear_attn")));
+    let doctor = json(&["doctor", "--json"]);
+    let native = &doctor["backends"][0];
+    assert_eq!(native["name"], "native");
+    assert_eq!(native["by_default"]["loads"], false);
+    assert_eq!(native["with_device_cpu"]["loads"], true);
+    for args in [&["doctor"][..], &["inspect", "models/etude/gguf/etude-Q8_0.gguf"]] {
+        assert!(consort(args).status.success());
+    }
+}
+
+#[test]
+fn conversion_round_trips_the_bundled_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let output = consort(&["convert", "--type", "q8_0", "--mmproj-type", "f16", "--output", out, "models/etude"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    for name in ["etude-Q8_0.gguf", "mmproj-etude-F16.gguf"] {
+        let made = std::fs::read(folder.path().join(name)).unwrap();
+        let shipped = std::fs::read(repository().join("models/etude/gguf").join(name)).unwrap();
+        assert!(made == shipped, "{name} is not what `consort convert models/etude` makes");
+    }
+    let again = consort(&["convert", "--type", "q8_0", "--output", out, "models/etude"]);
+    assert!(!again.status.success(), "files are replaced only when asked");
+    let reply = json(&["run", "--device", "cpu", "--json", "--model", out, "Hello!"]);
+    assert!(!reply["reply"]["text"].as_str().unwrap().is_empty());
+}
+
+#[test]
+fn etude_sees_the_pictures_of_the_small_evaluation() {
+    let result = json(&["bench", "questions", "--device", "cpu", "--json", "models/etude/eval-small"]);
+    let sum = |shown: &str, field: &str| -> u64 {
+        let kinds = result["kinds"].as_object().unwrap();
+        let sight = ["colour", "shape", "position", "where", "count"];
+        kinds.iter().filter(|(kind, _)| sight.contains(&kind.as_str())).map(|(_, row)| row[shown][field].as_u64().unwrap()).sum()
+    };
+    let share = |shown: &str| sum(shown, "right") as f64 / sum(shown, "asked") as f64;
+    assert!(sum("own", "asked") >= 20, "too few questions");
+    assert!(share("own") >= 0.95, "{:.3} right; wrong: {}", share("own"), result["wrong"]);
+    assert!(share("blank") <= 0.5, "{:.3} right without seeing anything", share("blank"));
+}
