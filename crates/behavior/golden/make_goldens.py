@@ -47,6 +47,7 @@ def write_tiny(out: Path) -> None:
         shutil.rmtree(out / folder, ignore_errors=True)
     ids = vocabulary.save(out / "tokenizer")
     shown = pictures.save(out / "images")
+    writing.readable(out / "images")
     index = {}
     for shape in tiny.CONFIGURATIONS:
         index[shape.name] = suite.write(shape, ids, shown, out / shape.name)

@@ -13,7 +13,7 @@ from . import adapters
 from .pictures import MERGE, Picture, dequantize, quantize
 from .reference import Prompt, Reference
 from .suite import load
-from .writing import Golden, digest, made_by, short
+from .writing import Golden, digest, made_by, readable, short
 
 CONTINUATION = 48
 IMAGE = {"type": "image"}
@@ -194,3 +194,4 @@ def write(source: Path, folder: Path) -> None:
         "reference_disagreement": short(reference.noise),
     }
     golden.save(folder)
+    readable(folder)

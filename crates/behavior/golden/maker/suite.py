@@ -11,7 +11,7 @@ from . import adapters, sensitivity, tiny, vocabulary
 from .pictures import FRAMES_DIFFER, Picture
 from .reference import Prompt, Reference
 from .sensitivity import VISIBLE
-from .writing import Golden, digest, made_by, short
+from .writing import Golden, digest, made_by, readable, short
 
 LENGTHS = [1, 2, 3, 24, 63, 64, 65, 130]
 CONTINUATION = 24
@@ -282,8 +282,7 @@ def write(shape: tiny.Tiny, ids: dict[str, int], shown: dict[str, Picture], fold
     }
     golden.data["sensitivity"] = sensitivities(writer, made, shown, shape.vision)
     golden.save(folder)
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    readable(folder)
     kinds = {}
     for case in golden.data["cases"]:
         kinds[case["kind"]] = kinds.get(case["kind"], 0) + 1

@@ -41,6 +41,12 @@ def to_text(data) -> str:
     return re.sub(r"\[[\s\d.,eE+-]+\]", lambda m: re.sub(r"\s+", "", m.group(0)).replace(",", ", "), text) + "\n"
 
 
+def readable(folder: Path) -> None:
+    """safetensors writes files that only their owner may read."""
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 class Golden:
     """The two files of one configuration, while they grow."""
 
