@@ -1,0 +1,534 @@
+//! The engine: sequences, batches, and the seam's calls.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use consort_core::{
+    AdapterInfo, AdapterKey, AdapterMode, AdapterSet, AdapterSource, Capability, DeviceEvidence, Engine, Error,
+    ErrorKind, ImageHandle, ImageJob, ImageProgress, ImageSource, Logits, MemoryReport, ModelInfo, Parked, Pooling,
+    Result, SeqId, SequenceMemory, Step, StepInput, StepOutcome, StepOutput, Ticket, Want,
+};
+
+use crate::config::NativeConfig;
+use crate::evidence::evidence;
+use crate::kernels::KernelSet;
+use crate::kv::PageShape;
+use crate::load::{Loaded, load};
+use crate::lora::Adapter;
+use crate::memory::{Counted, Kind, Ledger};
+use crate::model::batch::{Batch, Item};
+use crate::model::vision::Encoding;
+use crate::sequence::{Pool, Sequence};
+use crate::state::StateShape;
+use crate::weights::Compute;
+
+const NAME: &str = "native";
+/// Above this many threads a processor's memory is busy anyway; it also bounds what a configuration can ask for.
+const MAX_THREADS: usize = 64;
+
+/// The reference engine. See the [crate's front page](crate).
+pub struct NativeEngine {
+    /// Tells this engine's handles from another's.
+    id: u64,
+    model: Loaded,
+    capability: Capability,
+    max_image_patches: usize,
+    evidence: DeviceEvidence,
+    compute: Compute,
+    /// The threads, when there are several.
+    threads: Option<rayon::ThreadPool>,
+    pool: Pool,
+    sequences: HashMap<SeqId, Sequence>,
+    adapters: HashMap<AdapterKey, Arc<Adapter>>,
+    images: HashMap<u64, Encoding>,
+    finished: HashMap<u64, Vec<StepOutcome>>,
+    next_id: u64,
+}
+
+/// What an [`ImageHandle`] holds.
+struct EncodedImage {
+    engine: u64,
+    /// `[tokens, hidden]`.
+    embeddings: Vec<f32>,
+    _counted: Counted,
+}
+
+/// What a [`Parked`] holds.
+struct ParkedPast {
+    engine: u64,
+    sequence: Sequence,
+}
+
+/// A step that was accepted.
+struct Accepted<'a> {
+    /// Its place among the steps.
+    index: usize,
+    step: &'a Step<'a>,
+}
+
+impl NativeEngine {
+    /// Opens the model's files and makes ready to compute. Weights stay in the files' mappings.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DevicePolicy`] unless the policy names the processor; [`ErrorKind::NotFound`] and [`ErrorKind::Io`] for
+    /// files; [`ErrorKind::InvalidModel`], which names the tensor or key, and [`ErrorKind::Unsupported`] for mixtures of
+    /// experts and weight types other than F32, F16, BF16 and Q8_0; [`ErrorKind::InvalidConfig`].
+    pub fn load(config: NativeConfig) -> Result<Self> {
+        static ENGINES: AtomicU64 = AtomicU64::new(0);
+        let model = load(&config).map_err(|error| error.with_backend(NAME).with_operation("native::load"))?;
+        let kernels = KernelSet::detect()?;
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let threads = config.threads.map_or_else(cores, NonZeroUsize::get).clamp(1, MAX_THREADS);
+        let evidence = evidence(kernels, threads, &model.text.shape, model.vision.is_some());
+        config.policy.admit(&evidence)?;
+
+        let pool = Pool {
+            page: PageShape::new(&model.text.shape),
+            state: StateShape::new(&model.text.shape),
+            ledger: Arc::new(Ledger::default()),
+            budget: config.sequence_memory_budget,
+        };
+        let capability = Capability {
+            image_input: model.vision.is_some(),
+            max_sequences: config.max_sequences,
+            max_sequence_tokens: config.max_sequence_tokens.min(model.text.shape.context),
+            max_batch_tokens: config.max_batch_tokens,
+            fork: true,
+            fork_is_shallow: true,
+            park: true,
+            adapter_mode: AdapterMode::MixedBatch,
+            adapter_hot_swap: true,
+            prompt_logprobs: true,
+            logprobs: true,
+            embeddings: true,
+            batch_invariant: true,
+            ..Capability::default()
+        };
+        let pool_of_threads = |count| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(count)
+                .thread_name(|index| format!("consort-native-{index}"))
+                .build()
+                .map_err(|source| {
+                    Error::new(ErrorKind::Unexpected, "the threads could not be started")
+                        .with_backend(NAME)
+                        .with_operation("native::load")
+                        .with_source(source)
+                })
+        };
+        Ok(Self {
+            id: ENGINES.fetch_add(1, Ordering::Relaxed),
+            model,
+            capability,
+            max_image_patches: config.max_image_patches,
+            evidence,
+            compute: Compute { kernels, threads },
+            threads: (threads > 1).then(|| pool_of_threads(threads)).transpose()?,
+            pool,
+            sequences: HashMap::new(),
+            adapters: HashMap::new(),
+            images: HashMap::new(),
+            finished: HashMap::new(),
+            next_id: 0,
+        })
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn insert(&mut self, sequence: Sequence) -> Result<SeqId> {
+        self.admit_sequence()?;
+        let seq = SeqId(self.next_id());
+        self.sequences.insert(seq, sequence);
+        Ok(seq)
+    }
+
+    /// Whether one more sequence may be open.
+    fn admit_sequence(&self) -> Result<()> {
+        if self.sequences.len() >= self.capability.max_sequences {
+            return Err(Error::new(
+                ErrorKind::Overloaded,
+                format!("all {} sequences are open: release one, or raise max_sequences", self.sequences.len()),
+            )
+            .with_backend(NAME));
+        }
+        self.pool.admit(1).map_err(|error| error.with_backend(NAME))
+    }
+
+    fn sequence(&self, seq: SeqId) -> Result<&Sequence> {
+        self.sequences.get(&seq).ok_or_else(|| unknown(seq))
+    }
+
+    /// The weights of a set's adapters.
+    fn resolve(&self, set: &AdapterSet) -> Result<Vec<(Arc<Adapter>, f32)>> {
+        let find = |binding: &consort_core::AdapterBinding| match self.adapters.get(&binding.key) {
+            Some(adapter) => Ok((adapter.clone(), binding.scale)),
+            None => Err(Error::new(ErrorKind::NotFound, "this generation of the adapter is not loaded")
+                .with_backend(NAME)
+                .with_context("adapter", &*binding.key.id)
+                .with_context("generation", binding.key.generation.to_string())),
+        };
+        set.bindings().iter().map(find).collect()
+    }
+
+    /// The embeddings of an image's tokens.
+    fn image<'a>(&self, image: &'a ImageHandle, tokens: &std::ops::Range<usize>) -> Result<&'a [f32]> {
+        let payload: &EncodedImage = image.payload()?;
+        if payload.engine != self.id {
+            return Err(Error::new(ErrorKind::InvalidRequest, "this image was encoded by another engine"));
+        }
+        let hidden = self.model.info.hidden_size;
+        let bytes = || payload.embeddings.get(tokens.start.checked_mul(hidden)?..tokens.end.checked_mul(hidden)?);
+        bytes().ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidRequest,
+                format!("tokens {tokens:?} are not among the image's {}", payload.embeddings.len() / hidden),
+            )
+        })
+    }
+
+    /// Checks one step and makes room for it. When this fails nothing of the sequence's past has changed.
+    fn prepare(&mut self, step: &Step<'_>) -> Result<()> {
+        let len = self.sequence(step.seq)?.len();
+        match &step.input {
+            StepInput::Tokens(tokens) => {
+                let vocab = self.model.info.vocab_size;
+                if let Some(stranger) = tokens.iter().find(|&&token| token as usize >= vocab) {
+                    return Err(Error::new(
+                        ErrorKind::InvalidRequest,
+                        format!("a token is beyond the vocabulary of {vocab}"),
+                    )
+                    .with_context("token", stranger.to_string()));
+                }
+            }
+            StepInput::Image { image, tokens } => drop(self.image(image, tokens)?),
+        }
+        let count = step.input.len();
+        if step.positions.len() != count {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                format!("{} positions were given for {count} tokens", step.positions.len()),
+            ));
+        }
+        if let Want::TopK { .. } = step.want {
+            return Err(Error::unsupported(NAME, "top k on the device"));
+        }
+        if len.saturating_add(count) > self.capability.max_sequence_tokens {
+            return Err(too_long(len, count, self.capability.max_sequence_tokens));
+        }
+        let pool = &self.pool;
+        self.sequences.get_mut(&step.seq).map_or_else(|| Err(unknown(step.seq)), |sequence| sequence.grow(pool, count))
+    }
+
+    /// Runs the accepted steps; one output per step, in order.
+    fn run(&mut self, accepted: &[Accepted<'_>]) -> Result<Vec<StepOutput>> {
+        let hidden = self.model.info.hidden_size;
+        let mut batch = Batch { items: Vec::with_capacity(accepted.len()), positions: Vec::new() };
+        let mut x = Vec::new();
+        for Accepted { step, .. } in accepted {
+            let start = batch.positions.len();
+            batch.positions.extend_from_slice(step.positions);
+            match &step.input {
+                StepInput::Tokens(tokens) => {
+                    for &token in *tokens {
+                        let at = x.len();
+                        x.resize(at + hidden, 0.0);
+                        self.model.text.embed(self.compute, token, &mut x[at..]);
+                    }
+                }
+                StepInput::Image { image, tokens } => x.extend_from_slice(self.image(image, tokens)?),
+            }
+            // Taken out while it is written to; what it holds stays counted.
+            let sequence = self.sequences.remove(&step.seq).ok_or_else(|| unknown(step.seq))?;
+            batch.items.push(Item { sequence, start, count: step.input.len() });
+        }
+
+        let (text, compute) = (&self.model.text, self.compute);
+        let wants: Vec<usize> = accepted.iter().map(|one| logit_rows(one.step.want, one.step.input.len())).collect();
+        let mut compute_all = || {
+            text.forward(compute, &mut batch, &mut x);
+            // The head is the largest matrix: it is read once for all rows that are wanted.
+            let mut wanted = Vec::new();
+            for (count, item) in wants.iter().zip(&batch.items) {
+                let end = (item.start + item.count) * hidden;
+                wanted.extend_from_slice(&x[end - count * hidden..end]);
+            }
+            let normed = text.finish(compute, &wanted);
+            let mut logits = text.logits(compute, &normed);
+            let vocab = text.shape.vocab;
+            let mut row = 0;
+            for (count, item) in wants.iter().zip(&batch.items) {
+                let rows = &normed[row * hidden..][..count * hidden];
+                item.sequence.change_head(compute, rows, &mut logits[row * vocab..][..count * vocab]);
+                row += count;
+            }
+            logits
+        };
+        let logits = match &self.threads {
+            Some(threads) => threads.install(compute_all),
+            None => compute_all(),
+        };
+
+        let vocab = self.model.info.vocab_size;
+        let mut rest = logits.as_slice();
+        let mut take = |rows: usize| {
+            let (mine, others) = rest.split_at((rows * vocab).min(rest.len()));
+            rest = others;
+            Logits::new(vocab, mine.to_vec()).map(StepOutput::Logits)
+        };
+        let mut outputs = Vec::with_capacity(accepted.len());
+        for (Accepted { step, .. }, Item { mut sequence, start, count }) in accepted.iter().zip(batch.items) {
+            sequence.advance(count);
+            self.sequences.insert(step.seq, sequence);
+            outputs.push(match step.want {
+                Want::Last | Want::All => take(logit_rows(step.want, count))?,
+                Want::Pooled(pooling) => {
+                    let rows = text.finish(compute, &x[start * hidden..][..count * hidden]);
+                    StepOutput::Pooled(pool(&rows, hidden, pooling))
+                }
+                Want::Nothing | Want::TopK { .. } => StepOutput::Nothing,
+            });
+        }
+        Ok(outputs)
+    }
+}
+
+/// Of how many rows, the last ones of a step, logits are wanted.
+fn logit_rows(want: Want<'_>, count: usize) -> usize {
+    match want {
+        Want::Last => 1,
+        Want::All => count,
+        Want::Nothing | Want::TopK { .. } | Want::Pooled(_) => 0,
+    }
+}
+
+fn unknown(seq: SeqId) -> Error {
+    Error::new(ErrorKind::NotFound, "no such sequence").with_backend(NAME).with_context("seq", seq.0.to_string())
+}
+
+fn too_long(len: usize, more: usize, limit: usize) -> Error {
+    Error::new(
+        ErrorKind::InvalidRequest,
+        format!("{more} more tokens after {len} exceed the {limit} that a sequence can hold"),
+    )
+    .with_backend(NAME)
+}
+
+/// Rows of `[rows, hidden]` as one.
+fn pool(rows: &[f32], hidden: usize, pooling: Pooling) -> Vec<f32> {
+    match pooling {
+        Pooling::Last => rows[rows.len() - hidden..].to_vec(),
+        Pooling::Mean => {
+            let mut mean = vec![0.0; hidden];
+            for row in rows.chunks_exact(hidden) {
+                for (mean, x) in mean.iter_mut().zip(row) {
+                    *mean += x;
+                }
+            }
+            let count = (rows.len() / hidden) as f32;
+            mean.iter_mut().for_each(|mean| *mean /= count);
+            mean
+        }
+    }
+}
+
+impl Engine for NativeEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn info(&self) -> &ModelInfo {
+        &self.model.info
+    }
+
+    fn capability(&self) -> Capability {
+        self.capability
+    }
+
+    fn evidence(&self) -> DeviceEvidence {
+        self.evidence.clone()
+    }
+
+    fn memory(&self) -> MemoryReport {
+        let ledger = &self.pool.ledger;
+        MemoryReport {
+            weights: self.model.bytes,
+            kv_cache: ledger.held(Kind::Cache),
+            recurrent_state: ledger.held(Kind::State),
+            adapters: ledger.held(Kind::Adapter),
+            images: ledger.held(Kind::Image),
+            scratch: 0,
+            sequence_budget: self.pool.budget,
+        }
+    }
+
+    fn sequence_memory(&self, seq: SeqId) -> Result<SequenceMemory> {
+        Ok(self.sequence(seq)?.memory(&self.pool))
+    }
+
+    fn open(&mut self, adapters: &AdapterSet) -> Result<SeqId> {
+        let weights = self.resolve(adapters)?;
+        self.insert(Sequence::new(weights))
+    }
+
+    fn reserve(&mut self, seq: SeqId, tokens: usize) -> Result<()> {
+        let limit = self.capability.max_sequence_tokens;
+        let sequence = self.sequences.get_mut(&seq).ok_or_else(|| unknown(seq))?;
+        if sequence.len().saturating_add(tokens) > limit {
+            let error = too_long(sequence.len(), tokens, limit);
+            return Err(Error::new(ErrorKind::OutOfMemory, "the sequence cannot hold that many tokens")
+                .with_backend(NAME)
+                .with_status(consort_core::ErrorStatus::Permanent)
+                .with_source(error));
+        }
+        sequence.grow(&self.pool, tokens).map_err(|error| error.with_backend(NAME))
+    }
+
+    fn submit(&mut self, steps: &[Step<'_>]) -> Result<Ticket> {
+        let malformed = |message: &str, seq: SeqId| {
+            Err(Error::new(ErrorKind::InvalidRequest, message)
+                .with_backend(NAME)
+                .with_operation("submit")
+                .with_context("seq", seq.0.to_string()))
+        };
+        let mut seen = std::collections::HashSet::with_capacity(steps.len());
+        let mut total = 0_usize;
+        for step in steps {
+            if step.input.is_empty() {
+                return malformed("a step appends nothing", step.seq);
+            }
+            if !seen.insert(step.seq) {
+                return malformed("a sequence has two steps in one batch", step.seq);
+            }
+            total = total.saturating_add(step.input.len());
+            if total > self.capability.max_batch_tokens {
+                return malformed("the batch has more tokens than max_batch_tokens", step.seq);
+            }
+        }
+
+        let mut outcomes: Vec<Option<StepOutcome>> = Vec::with_capacity(steps.len());
+        let mut accepted = Vec::with_capacity(steps.len());
+        for (index, step) in steps.iter().enumerate() {
+            outcomes.push(match self.prepare(step) {
+                Ok(()) => {
+                    accepted.push(Accepted { index, step });
+                    None
+                }
+                Err(error) => Some(StepOutcome::Refused(error.with_backend(NAME))),
+            });
+        }
+        if !accepted.is_empty() {
+            let outputs = self.run(&accepted)?;
+            for (Accepted { index, .. }, output) in accepted.iter().zip(outputs) {
+                outcomes[*index] = Some(StepOutcome::Done(output));
+            }
+        }
+        let ticket = self.next_id();
+        self.finished.insert(ticket, outcomes.into_iter().flatten().collect());
+        Ok(Ticket(ticket))
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<StepOutcome>> {
+        self.finished.remove(&ticket.0).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, "this ticket was collected already, or never given")
+                .with_backend(NAME)
+                .with_operation("collect")
+        })
+    }
+
+    fn fork(&mut self, seq: SeqId) -> Result<SeqId> {
+        let twin = self.sequence(seq)?.share();
+        self.insert(twin)
+    }
+
+    fn park(&mut self, seq: SeqId) -> Result<Parked> {
+        let sequence = self.sequence(seq)?;
+        let bytes = sequence.parked_bytes(&self.pool);
+        let (sequence, tokens) = (sequence.share(), sequence.len());
+        Ok(Parked::new(Rc::new(ParkedPast { engine: self.id, sequence }), tokens, bytes))
+    }
+
+    fn resume(&mut self, parked: &Parked) -> Result<SeqId> {
+        let past: &ParkedPast = parked.payload()?;
+        if past.engine != self.id {
+            return Err(Error::new(ErrorKind::InvalidRequest, "this past was parked by another engine")
+                .with_backend(NAME)
+                .with_operation("resume"));
+        }
+        self.insert(past.sequence.share())
+    }
+
+    fn release(&mut self, seq: SeqId) {
+        self.sequences.remove(&seq);
+    }
+
+    fn begin_image(&mut self, image: Arc<dyn ImageSource>) -> Result<ImageJob> {
+        let Some(vision) = &self.model.vision else {
+            return Err(Error::unsupported(NAME, "image input without a vision tower"));
+        };
+        let encoding = vision
+            .begin(image.as_ref(), self.max_image_patches)
+            .map_err(|error| error.with_backend(NAME).with_operation("begin_image"))?;
+        let job = self.next_id();
+        self.images.insert(job, encoding);
+        Ok(ImageJob(job))
+    }
+
+    fn advance_image(&mut self, job: ImageJob) -> Result<ImageProgress> {
+        let missing = || Error::new(ErrorKind::NotFound, "this image is done or was given up").with_backend(NAME);
+        let (Some(vision), Some(mut encoding)) = (&self.model.vision, self.images.remove(&job.0)) else {
+            return Err(missing());
+        };
+        let compute = self.compute;
+        let mut advance = || vision.advance(compute, &mut encoding);
+        let done = match &self.threads {
+            Some(threads) => threads.install(advance),
+            None => advance(),
+        };
+        Ok(match done {
+            None => {
+                self.images.insert(job.0, encoding);
+                ImageProgress::Pending(job)
+            }
+            Some(embeddings) => {
+                let counted = Counted::new(&self.pool.ledger, Kind::Image, 4 * embeddings.len() as u64);
+                let payload = EncodedImage { engine: self.id, embeddings, _counted: counted };
+                ImageProgress::Ready(ImageHandle::new(Rc::new(payload), encoding.grid()))
+            }
+        })
+    }
+
+    fn cancel_image(&mut self, job: ImageJob) {
+        self.images.remove(&job.0);
+    }
+
+    fn load_adapter(&mut self, source: &AdapterSource) -> Result<AdapterInfo> {
+        if self.adapters.contains_key(&source.key) {
+            return Err(Error::new(ErrorKind::InvalidRequest, "this generation of the adapter is loaded already")
+                .with_backend(NAME)
+                .with_operation("load_adapter")
+                .with_context("adapter", &*source.key.id));
+        }
+        let adapter = Adapter::load(source, &self.model.text.shape, &self.pool.ledger).map_err(|error| {
+            error.with_backend(NAME).with_operation("load_adapter").with_context("adapter", &*source.key.id)
+        })?;
+        let info = adapter.info.clone();
+        self.adapters.insert(source.key.clone(), Arc::new(adapter));
+        Ok(info)
+    }
+
+    fn unload_adapter(&mut self, key: &AdapterKey) -> Result<()> {
+        let missing = || {
+            Error::new(ErrorKind::NotFound, "this generation of the adapter is not loaded")
+                .with_backend(NAME)
+                .with_operation("unload_adapter")
+                .with_context("adapter", &*key.id)
+        };
+        self.adapters.remove(key).map(drop).ok_or_else(missing)
+    }
+}
