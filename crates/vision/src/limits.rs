@@ -58,7 +58,7 @@ impl ImageLimits {
     pub fn check_size(&self, width: u32, height: u32) -> Result<()> {
         let (short, long) = (width.min(height), width.max(height));
         let problem = if short < self.min_side.max(1) {
-            format!("the image is too small: its shorter side must have {} pixels", self.min_side.max(1))
+            format!("the image is too small: its shorter side must be at least {} in pixels", self.min_side.max(1))
         } else if u64::from(width) * u64::from(height) > self.max_pixels {
             format!("the image has too many pixels: at most {} are allowed, scale it down", self.max_pixels)
         } else if f64::from(long) / f64::from(short) > self.max_aspect_ratio {

@@ -1,5 +1,5 @@
 //! Holds the processor equal to transformers'. The cases were written by `golden/make_vision_cases.py`.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 use std::path::{Path, PathBuf};
 
