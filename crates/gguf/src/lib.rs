@@ -47,7 +47,7 @@ pub use dequantize::dequantize;
 pub use metadata::Metadata;
 pub use quantize::{f32_to_bf16, f32_to_f16, quantize_q8_0};
 pub use reader::{Gguf, TensorInfo};
-pub use storage::Aligned;
+pub use storage::{Aligned, MappedFile};
 pub use types::TensorType;
 pub use value::{Array, Value};
 pub use writer::{GgufWriter, TensorSink};

@@ -7,7 +7,7 @@ use std::path::Path;
 use consort_core::{Error, ErrorKind, Result};
 
 use crate::cursor::{Cursor, invalid};
-use crate::storage::{BASE_ALIGNMENT, Storage};
+use crate::storage::{BASE_ALIGNMENT, MappedFile, Storage};
 use crate::{Array, Metadata, TensorType, Value};
 
 /// The alignment of tensor data unless the file says otherwise.
@@ -97,7 +97,8 @@ impl Gguf {
     /// # Errors
     /// [`ErrorKind::NotFound`] and [`ErrorKind::Io`]; [`ErrorKind::InvalidModel`] where the file breaks the promises above.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::parse(Storage::map(path)?).map_err(|error| error.with_context("path", path.display().to_string()))
+        Self::parse(Storage::Mapped(MappedFile::open(path)?))
+            .map_err(|error| error.with_context("path", path.display().to_string()))
     }
 
     /// Reads a file that is part of the program, such as a bundled model. The data is used in place if the bytes start at a

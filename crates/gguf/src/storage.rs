@@ -27,7 +27,44 @@ pub(crate) enum Storage {
     Owned(Vec<u8>),
     /// A copy in words, for bytes that came misaligned; the second field is the length in bytes.
     Words(Box<[u64]>, usize),
-    Mapped(memmap2::Mmap),
+    Mapped(MappedFile),
+}
+
+/// A whole file, mapped read-only into memory. For formats that lie beside GGUF, so that their readers need no `unsafe`.
+///
+/// The file must not be truncated or rewritten in place while it is mapped, as for [`Gguf::open`](crate::Gguf::open).
+#[derive(Debug)]
+pub struct MappedFile(Option<memmap2::Mmap>);
+
+impl MappedFile {
+    /// Maps the file at `path`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] and [`ErrorKind::Io`]; [`ErrorKind::InvalidModel`] for what is not a regular file.
+    #[allow(unsafe_code)]
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|source| Error::io(path, source))?;
+        let metadata = file.metadata().map_err(|source| Error::io(path, source))?;
+        if !metadata.is_file() {
+            return Err(Error::new(ErrorKind::InvalidModel, "this is not a regular file")
+                .with_context("path", path.display().to_string()));
+        }
+        if metadata.len() == 0 {
+            // Not every system maps nothing.
+            return Ok(Self(None));
+        }
+        // SAFETY: the mapping is read-only and private to this value. What remains is that another process truncates or
+        // rewrites the file in place while it is mapped, which no reader of a mapped file can exclude; the type
+        // documents it, and our own writer replaces files by renaming, which leaves an existing mapping intact.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| Error::io(path, source))?;
+        Ok(Self(Some(map)))
+    }
+
+    /// The file's contents.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or(&[])
+    }
 }
 
 impl Storage {
@@ -46,30 +83,12 @@ impl Storage {
         Self::Words(words, bytes.len())
     }
 
-    #[allow(unsafe_code)]
-    pub(crate) fn map(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| Error::io(path, source))?;
-        let metadata = file.metadata().map_err(|source| Error::io(path, source))?;
-        if !metadata.is_file() {
-            return Err(Error::new(ErrorKind::InvalidModel, "this is not a regular file")
-                .with_context("path", path.display().to_string()));
-        }
-        if metadata.len() == 0 {
-            return Ok(Self::Static(&[]));
-        }
-        // SAFETY: the mapping is read-only and private to this value. What remains is that another process truncates or
-        // rewrites the file in place while it is mapped, which no reader of a mapped file can exclude; `Gguf::open`
-        // documents it, and our own writer replaces files by renaming, which leaves an existing mapping intact.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| Error::io(path, source))?;
-        Ok(Self::Mapped(map))
-    }
-
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Static(bytes) => bytes,
             Self::Owned(bytes) => bytes,
             Self::Words(words, length) => &bytemuck::cast_slice::<u64, u8>(words)[..*length],
-            Self::Mapped(map) => map,
+            Self::Mapped(map) => map.bytes(),
         }
     }
 }
