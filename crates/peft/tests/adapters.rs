@@ -281,3 +281,28 @@ fn damaged_files_end_in_a_typed_error() {
     let deep = format!(r#"{{"peft_type": "LORA", "x": {}1{}}}"#, "[".repeat(5000), "]".repeat(5000));
     check(deep.as_bytes(), &weights, "deep nesting");
 }
+
+/// Every adapter that PEFT itself saved for the behaviour suite.
+#[test]
+fn adapters_that_peft_saved_are_read() {
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../behavior/golden");
+    let mut read = 0;
+    for model in ["plain", "untied", "grouped2", "grouped3", "heads", "deep"] {
+        for entry in std::fs::read_dir(golden.join(model).join("adapters")).unwrap() {
+            let folder = entry.unwrap().path();
+            let adapter = PeftAdapter::open(&folder).unwrap();
+            assert!(adapter.deltas().len() > 0, "{}", folder.display());
+            for delta in adapter.deltas() {
+                let linear = delta.path().starts_with("linear_attn.");
+                assert!(
+                    linear || delta.path().starts_with("self_attn.") || delta.path().starts_with("mlp."),
+                    "{delta:?}"
+                );
+                assert_eq!(delta.a.len(), delta.rank * delta.in_features);
+                assert_eq!(delta.b.len(), delta.rank * delta.out_features);
+            }
+            read += 1;
+        }
+    }
+    assert!(read >= 20, "{read}");
+}
