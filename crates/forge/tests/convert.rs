@@ -313,12 +313,13 @@ fn types_and_order_follow_the_reference_converter() {
             let small = info.dims.len() == 1 || info.name.ends_with("ssm_conv1d.weight");
             let expected = if small { TensorType::F32 } else { kind.tensor_type() };
             assert_eq!(info.kind, expected, "{}", info.name);
-            let tolerance = if kind == OutputType::Q8_0 { 1.0 / 254.0 } else { 0.0 };
+            // Half a step of the block, and what rounding its scale to f16 adds.
+            let tolerance = if kind == OutputType::Q8_0 { 0.57 / 127.0 } else { 0.0 };
             let (ours, theirs) = (f32s(&gguf, &info.name), f32s(&exact, &info.name));
             let largest = theirs.iter().fold(0.0_f32, |largest, n| largest.max(n.abs()));
             for (ours, theirs) in ours.iter().zip(&theirs) {
                 // The golden weights are numbers that both 16-bit types hold.
-                assert!((ours - theirs).abs() <= 1.01 * tolerance * largest, "{}: {ours} {theirs}", info.name);
+                assert!((ours - theirs).abs() <= tolerance * largest, "{}: {ours} {theirs}", info.name);
             }
         }
         let mmproj = Gguf::open(&report.mmproj.unwrap().path).unwrap();
@@ -360,7 +361,7 @@ fn what_cannot_be_converted_is_refused_by_name() {
         (|c| c["quantization_config"] = json!({"quant_method": "fp8"}), ErrorKind::Unsupported, "quantized already"),
         (|c| c["text_config"]["hidden_size"] = json!(0), ErrorKind::InvalidModel, "text_config.hidden_size"),
         (|c| c["text_config"]["hidden_size"] = json!(1_u64 << 40), ErrorKind::InvalidModel, "text_config.hidden_size"),
-        (|c| c["text_config"]["intermediate_size"] = json!(7), ErrorKind::InvalidModel, "the config implies [7,"),
+        (|c| c["text_config"]["intermediate_size"] = json!(7), ErrorKind::InvalidModel, "the config implies [64, 7]"),
         (|c| c["text_config"]["num_hidden_layers"] = json!(1_000_000), ErrorKind::InvalidModel, "layer_types"),
         (|c| c["text_config"]["rope_parameters"]["rope_type"] = json!("yarn"), ErrorKind::Unsupported, "yarn"),
         (|c| c["text_config"]["rms_norm_eps"] = json!("x"), ErrorKind::InvalidModel, "rms_norm_eps"),
