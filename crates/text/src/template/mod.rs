@@ -1,0 +1,198 @@
+//! Chat templates: Jinja programs from model files, rendered as transformers renders them, within limits.
+
+mod input;
+mod python;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use consort_core::{Error, ErrorKind, Result};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value};
+use minijinja::{AutoEscape, Environment, State};
+
+pub use self::input::ChatTemplateInput;
+
+const NAME: &str = "chat_template";
+
+/// What a template may use. Templates come with model files, and so from strangers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateLimits {
+    /// Longest source, in bytes.
+    pub source_bytes: usize,
+    /// Longest rendering, in bytes.
+    pub output_bytes: usize,
+    /// Work per rendering: an instruction, or 64 bytes of text created or copied, is one unit. It bounds time and memory.
+    pub fuel: u64,
+    /// Depth of nested macro calls, blocks and the like.
+    pub recursion: usize,
+}
+
+impl Default for TemplateLimits {
+    /// Room for conversations that fill a context of 262,144 tokens; a runaway template ends within about a second.
+    fn default() -> Self {
+        Self { source_bytes: 1 << 18, output_bytes: 8 << 20, fuel: 4_000_000, recursion: 100 }
+    }
+}
+
+/// A compiled chat template. Cheap to clone.
+///
+/// What transformers gives to templates is there: the methods of Python's strings and dicts, `tojson` that writes what
+/// Python's `json.dumps(..., ensure_ascii=False)` writes, `raise_exception`, `strftime_now`, `namespace`, `break` and
+/// `continue`; `trim_blocks` and `lstrip_blocks` are on, HTML escaping is off. Nothing else is: no files, no includes,
+/// no network.
+///
+/// ```
+/// use consort_text::{ChatTemplate, ChatTemplateInput};
+/// use serde_json::json;
+///
+/// let template = ChatTemplate::new("{% for m in messages %}{{ m.role.upper() }}: {{ m.content | trim }}\n{% endfor %}")?;
+/// let input = ChatTemplateInput::new(vec![json!({ "role": "user", "content": "  Good morning  " })]);
+/// assert_eq!(template.render(&input)?, "USER: Good morning\n");
+/// # Ok::<(), consort_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct ChatTemplate {
+    environment: Arc<Environment<'static>>,
+    limits: TemplateLimits,
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatTemplate").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl ChatTemplate {
+    /// Compiles a template within the default limits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTemplate`]: the source does not parse, or is too long.
+    pub fn new(source: &str) -> Result<Self> {
+        Self::with_limits(source, TemplateLimits::default())
+    }
+
+    /// Compiles a template within `limits`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_limits(source: &str, limits: TemplateLimits) -> Result<Self> {
+        if source.len() > limits.source_bytes {
+            return Err(Error::new(ErrorKind::InvalidTemplate, "the template's source is too long")
+                .with_operation("text::template")
+                .with_context("bytes", source.len().to_string())
+                .with_context("limit", limits.source_bytes.to_string()));
+        }
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|source| {
+            Error::new(ErrorKind::Unexpected, "the syntax settings are refused").with_source(source)
+        })?;
+        environment.set_syntax(syntax);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_fuel(Some(limits.fuel));
+        environment.set_recursion_limit(limits.recursion);
+        environment.set_unknown_method_callback(python::method);
+        environment.set_formatter(python::format);
+        environment.add_filter("tojson", python::to_json_filter);
+        environment.add_filter("trim", python::trim_filter);
+        environment.add_filter("string", python::string_filter);
+        environment.add_test("sequence", python::is_sequence);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| template_error(&error))?;
+        Ok(Self { environment: Arc::new(environment), limits })
+    }
+
+    /// Renders a conversation.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTemplate`]: the template raises an exception (its message is in the error's context under
+    /// `raised`), uses what is not there, or exceeds a limit. [`ErrorKind::InvalidRequest`]: the input is nested too
+    /// deeply.
+    pub fn render(&self, input: &ChatTemplateInput) -> Result<String> {
+        let context = input.to_context()?;
+        let now = input.now.unwrap_or_else(SystemTime::now);
+        let context = minijinja::context! {
+            strftime_now => Value::from_function(move |format: &str| python::strftime(now, format)),
+            ..context
+        };
+        let template = self.environment.get_template(NAME).map_err(|error| template_error(&error))?;
+        let mut output = Bounded { bytes: Vec::new(), limit: self.limits.output_bytes, exceeded: false };
+        let result = template.render_captured_to(context, &mut output).map(drop);
+        if output.exceeded {
+            return Err(Error::new(ErrorKind::InvalidTemplate, "the rendering is too long")
+                .with_operation("text::template")
+                .with_context("limit", self.limits.output_bytes.to_string()));
+        }
+        result.map_err(|error| template_error(&error))?;
+        String::from_utf8(output.bytes)
+            .map_err(|source| Error::new(ErrorKind::Unexpected, "the rendering is no UTF-8").with_source(source))
+    }
+}
+
+/// Collects a rendering up to a limit.
+struct Bounded {
+    bytes: Vec<u8>,
+    limit: usize,
+    exceeded: bool,
+}
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        if buffer.len() > self.limit.saturating_sub(self.bytes.len()) {
+            self.exceeded = true;
+            return Err(std::io::Error::other("the rendering is too long"));
+        }
+        self.bytes.extend_from_slice(buffer);
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a template raised, so that it can be told from the engine's own errors.
+#[derive(Debug)]
+struct Raised(String);
+
+impl std::fmt::Display for Raised {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+fn raise_exception(state: &State, message: Value, _: Kwargs) -> Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, "the template raised an exception")
+        .with_source(Raised(python::to_str(state, &message)?)))
+}
+
+fn template_error(error: &minijinja::Error) -> Error {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(Raised(message)) = current.downcast_ref::<Raised>() {
+            return Error::new(ErrorKind::InvalidTemplate, "the chat template refuses the conversation")
+                .with_operation("text::template")
+                .with_context("raised", shorten(message));
+        }
+        cause = current.source();
+    }
+    let message = match error.kind() {
+        minijinja::ErrorKind::OutOfFuel => "the chat template does too much work",
+        minijinja::ErrorKind::SyntaxError => "the chat template does not parse",
+        _ => "rendering the chat template failed",
+    };
+    let mut typed = Error::new(ErrorKind::InvalidTemplate, message)
+        .with_operation("text::template")
+        .with_context("detail", shorten(&error.to_string()));
+    if let Some(line) = error.line() {
+        typed = typed.with_context("line", line.to_string());
+    }
+    typed
+}
+
+/// Messages may hold text of the template or of the conversation, as long as it likes.
+fn shorten(text: &str) -> String {
+    if text.chars().count() <= 300 { text.to_owned() } else { text.chars().take(300).chain(['…']).collect() }
+}
