@@ -86,11 +86,15 @@ const DISPLAY_ONLY: [&str; 14] = [
 /// Drivers of a virtual machine's window onto its host's graphics: what is behind it cannot be seen from here.
 const HOST_WINDOW: [&str; 4] = ["virtio-pci", "virtio_gpu", "virtio-gpu", "vmwgfx"];
 
+/// Through this the driver is spoken to, whichever device is meant.
+const NVIDIA_CONTROL: &str = "/dev/nvidiactl";
+
 pub(crate) fn probe(root: &Root) -> (Vec<Accelerator>, Vec<Finding<String>>) {
     let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
     pci_devices(root, &mut seen);
     drm_devices(root, &mut seen);
-    let (mut accelerators, mut others) = nvidia(root, &mut seen);
+    let mut accelerators = nvidia(root, &mut seen);
+    let mut others = Vec::new();
     for (address, seen) in seen {
         match judge(root, address, seen) {
             Ok(accelerator) => accelerators.push(accelerator),
@@ -181,7 +185,7 @@ fn describe(root: &Root, folder: &str, entry: &mut Seen) {
 }
 
 /// What Nvidia's own driver shows, and Nvidia's devices without it. Takes them out of `seen`.
-fn nvidia(root: &Root, seen: &mut BTreeMap<String, Seen>) -> (Vec<Accelerator>, Vec<Finding<String>>) {
+fn nvidia(root: &Root, seen: &mut BTreeMap<String, Seen>) -> Vec<Accelerator> {
     let version = root.read("proc/driver/nvidia/version").and_then(|text| {
         // "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue ..."
         let line = field(&text, "NVRM version")?;
@@ -198,8 +202,7 @@ fn nvidia(root: &Root, seen: &mut BTreeMap<String, Seen>) -> (Vec<Accelerator>, 
         let name = field(&information, "Model").filter(|name| !name.is_empty()).unwrap_or("NVIDIA device").to_owned();
         let listed = seen.remove(&address).unwrap_or_default();
         let file = field(&information, "Device Minor").map(|minor| format!("/dev/nvidia{minor}"));
-        let mut wanted = vec!["/dev/nvidiactl".to_owned(), "/dev/nvidia-uvm".to_owned()];
-        wanted.extend(file);
+        let wanted: Vec<_> = [NVIDIA_CONTROL.to_owned()].into_iter().chain(file).collect();
         found.push(nvidia_device(root, name, Some(address), driver.clone(), &wanted, format!("/{path}"), listed));
     }
     if found.is_empty() {
@@ -209,13 +212,13 @@ fn nvidia(root: &Root, seen: &mut BTreeMap<String, Seen>) -> (Vec<Accelerator>, 
         };
         for name in root.names("dev").into_iter().filter(is_gpu) {
             let path = format!("/dev/{name}");
-            let wanted = ["/dev/nvidiactl".to_owned(), "/dev/nvidia-uvm".to_owned(), path.clone()];
+            let wanted = [NVIDIA_CONTROL.to_owned(), path.clone()];
             let listed = seen.iter().find(|(_, seen)| seen.vendor == Some(0x10de)).map(|(address, _)| address.clone());
             let entry = listed.as_ref().and_then(|address| seen.remove(address)).unwrap_or_default();
             found.push(nvidia_device(root, "NVIDIA device".to_owned(), listed, driver.clone(), &wanted, path, entry));
         }
     }
-    (found, Vec::new())
+    found
 }
 
 fn nvidia_device(
@@ -228,6 +231,8 @@ fn nvidia_device(
     listed: Seen,
 ) -> Accelerator {
     let (mut device_files, missing): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(|file| root.exists(file));
+    // The driver makes this one when a program first computes.
+    device_files.extend(["/dev/nvidia-uvm".to_owned()].into_iter().filter(|file| root.exists(file)));
     device_files.extend(listed.render_nodes.into_iter().filter(|file| root.exists(file)));
     let readiness = if missing.is_empty() {
         Readiness::Ready

@@ -182,7 +182,7 @@ fn nvidia_with_and_without_its_driver() {
     assert_eq!(gpu.driver.as_deref(), Some("nvidia 550.54.15"));
     assert!(matches!(&gpu.readiness, Readiness::NotReady(why) if why.contains("/dev/nvidia0")));
 
-    let tree = tree.files(&[("dev/nvidia0", ""), ("dev/nvidiactl", ""), ("dev/nvidia-uvm", "")]);
+    let tree = tree.files(&[("dev/nvidia0", ""), ("dev/nvidiactl", "")]);
     let report = tree.probe();
     assert_eq!(report.ready_accelerators().count(), 1);
     assert_eq!(report.accelerators[0].address.as_deref(), Some("0000:01:00.0"));
@@ -200,6 +200,7 @@ fn nvidia_with_and_without_its_driver() {
     ]);
     let report = container.probe();
     assert_eq!((report.accelerators.len(), report.ready_accelerators().count()), (1, 1));
+    assert_eq!(report.accelerators[0].device_files, ["/dev/nvidiactl", "/dev/nvidia3", "/dev/nvidia-uvm"]);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use image::metadata::Orientation;
 
 use crate::limits::{ImageLimits, invalid};
 use crate::resize::Size;
+use crate::webp;
 
 /// A file format that can be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,7 +108,9 @@ impl RgbImage {
         let decoded = catch_unwind(AssertUnwindSafe(|| match format {
             ImageFormat::Jpeg => decode_jpeg(bytes, limits),
             ImageFormat::Png => decode_with(limits, |bound| PngDecoder::with_limits(Cursor::new(bytes), bound)),
-            ImageFormat::WebP => decode_with(limits, |_| WebPDecoder::new(Cursor::new(bytes))),
+            ImageFormat::WebP => {
+                webp::check(bytes, limits).and_then(|()| decode_with(limits, |_| WebPDecoder::new(Cursor::new(bytes))))
+            }
             ImageFormat::Gif => decode_with(limits, |_| GifDecoder::new(Cursor::new(bytes))),
         }));
         decoded

@@ -46,6 +46,7 @@ mod mrope;
 mod patches;
 mod processor;
 mod resize;
+mod webp;
 
 pub use config::{ImageProcessorConfig, ProjectorValues};
 pub use decode::{ImageFormat, RgbImage};
