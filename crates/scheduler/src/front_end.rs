@@ -1,0 +1,297 @@
+//! From a conversation to parts, and the places in it that are worth keeping.
+
+use std::fmt;
+use std::sync::Arc;
+
+use consort_core::{
+    ChatPrompt, Error, ErrorKind, ImageInput, ImageSource, ModelInfo, Prompt, PromptPart, Result, SpecialTokens,
+    TokenId,
+};
+use consort_text::{
+    ChatTemplate, ChatTemplateInput, Detokenizer, PromptRenderer, SpecialText, TokenPart, Tokenizer, split_at_images,
+};
+use consort_vision::ImageProcessor;
+use serde_json::json;
+
+/// What stands between people and tokens. An engine knows nothing of it; it belongs to the model's files.
+///
+/// What is `None` is refused as `Unsupported` by name. Prompts of token parts need none of it; their replies then have
+/// tokens and no text.
+#[derive(Clone, Default)]
+pub struct FrontEnd {
+    /// Text to tokens and back.
+    pub tokenizer: Option<Tokenizer>,
+    /// Conversations to text.
+    pub template: Option<ChatTemplate>,
+    /// Picture files to images.
+    pub image_processor: Option<ImageProcessor>,
+}
+
+impl fmt::Debug for FrontEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrontEnd")
+            .field("tokenizer", &self.tokenizer.is_some())
+            .field("template", &self.template.is_some())
+            .field("image_processor", &self.image_processor.is_some())
+            .finish()
+    }
+}
+
+/// A place in a prompt where its past may be kept, in tokens from the beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Border {
+    pub(crate) at: usize,
+    pub(crate) kind: BorderKind,
+}
+
+/// Why a place is worth keeping; the worthier first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum BorderKind {
+    /// Before the generation prompt, which no later prompt repeats.
+    Turn,
+    /// Where siblings were seen to part.
+    Parting,
+    /// After an image.
+    Image,
+    /// Before the last message.
+    Message,
+}
+
+/// What a later turn needs to know of this one.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    input: ChatTemplateInput,
+    images: Vec<Arc<dyn ImageSource>>,
+}
+
+/// A prompt that engines understand.
+pub(crate) struct Prepared {
+    pub(crate) parts: Vec<PromptPart>,
+    pub(crate) borders: Vec<Border>,
+    /// Present for chat prompts.
+    pub(crate) conversation: Option<Arc<Conversation>>,
+}
+
+/// A front end bound to a model.
+#[derive(Clone)]
+pub(crate) struct Preparer {
+    backend: &'static str,
+    tokenizer: Option<Tokenizer>,
+    renderer: Option<PromptRenderer>,
+    image_processor: Option<ImageProcessor>,
+    image_token: Option<TokenId>,
+    message_start: Option<TokenId>,
+    max_tokens: usize,
+}
+
+impl Preparer {
+    pub(crate) fn new(front_end: FrontEnd, backend: &'static str, info: &ModelInfo, max_tokens: usize) -> Self {
+        let FrontEnd { tokenizer, template, image_processor } = front_end;
+        Self {
+            backend,
+            message_start: tokenizer.as_ref().and_then(|tokenizer| tokenizer.token_to_id("<|im_start|>")),
+            renderer: template.zip(tokenizer.clone()).map(|(template, t)| PromptRenderer::new(template, t)),
+            tokenizer,
+            image_processor,
+            image_token: info.image_token,
+            max_tokens,
+        }
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where a part of the front end is missing, else what that part refuses.
+    pub(crate) fn prepare(&self, prompt: Prompt) -> Result<Prepared> {
+        match prompt {
+            Prompt::Chat(chat) => self.chat(&chat),
+            Prompt::Parts(parts) => {
+                let borders = self.borders_of(&parts, None);
+                Ok(Prepared { parts, borders, conversation: None })
+            }
+        }
+    }
+
+    fn chat(&self, chat: &ChatPrompt) -> Result<Prepared> {
+        let renderer = self.renderer.as_ref().ok_or_else(|| self.missing("chat prompts without a chat template"))?;
+        let mut images = Vec::new();
+        for image in chat.messages.iter().flat_map(|message| message.images()) {
+            images.push(self.image(image)?);
+            self.check_length(images.iter().map(|image| image.grid().tokens()).fold(0, usize::saturating_add))?;
+        }
+        let input = ChatTemplateInput::from_prompt(chat)?;
+        let rendered = renderer.render(&input)?;
+        let parts = self.with_images(&rendered.tokens, &images)?;
+        let before = rendered.tokens.get(..rendered.generation_border).unwrap_or_default();
+        let turn = self.with_images_so_far(before, &images)?.iter().map(part_len).sum();
+        let borders = self.borders_of(&parts, Some(turn));
+        Ok(Prepared { parts, borders, conversation: Some(Arc::new(Conversation { input, images })) })
+    }
+
+    /// What every prompt that continues this conversation after `reply` begins with. Empty: nothing.
+    pub(crate) fn next_turn(&self, conversation: &Conversation, reply: &str) -> Result<Vec<PromptPart>> {
+        let renderer = self.renderer.as_ref().ok_or_else(|| self.missing("chat prompts without a chat template"))?;
+        let mut input = conversation.input.clone();
+        input.messages.push(json!({ "role": "assistant", "content": reply }));
+        let tokens = renderer.next_turn_prefix(&input)?;
+        self.with_images_so_far(&tokens, &conversation.images)
+    }
+
+    pub(crate) fn image(&self, image: &ImageInput) -> Result<Arc<dyn ImageSource>> {
+        match image {
+            ImageInput::Prepared(source) => Ok(Arc::clone(source)),
+            ImageInput::Encoded(bytes) => {
+                let processor = self
+                    .image_processor
+                    .as_ref()
+                    .ok_or_else(|| self.missing("picture files without an image processor"))?;
+                Ok(Arc::new(processor.decode(Arc::clone(bytes))?))
+            }
+        }
+    }
+
+    pub(crate) fn tokenize(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>> {
+        self.tokenizer.as_ref().ok_or_else(|| self.missing("tokenize"))?.encode(text, special)
+    }
+
+    pub(crate) fn detokenize(&self, tokens: &[TokenId]) -> Result<String> {
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| self.missing("detokenize"))?;
+        Ok(tokenizer.decode(tokens, SpecialText::Show))
+    }
+
+    /// For a new reply.
+    pub(crate) fn detokenizer(&self) -> Option<Detokenizer> {
+        self.tokenizer.as_ref().map(|tokenizer| Detokenizer::new(tokenizer, SpecialText::Hide))
+    }
+
+    /// How many tokens a reply to a prompt of `tokens` tokens can have.
+    pub(crate) fn room(&self, tokens: usize) -> usize {
+        self.max_tokens.saturating_sub(tokens)
+    }
+
+    /// # Errors
+    /// [`ErrorKind::InvalidRequest`]: the prompt and one token of a reply do not fit into a sequence.
+    pub(crate) fn check_length(&self, tokens: usize) -> Result<()> {
+        if tokens < self.max_tokens {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::InvalidRequest, "the prompt leaves no room for a reply; shorten it")
+            .with_context("prompt_tokens", tokens.to_string())
+            .with_context("max_sequence_tokens", self.max_tokens.to_string()))
+    }
+
+    fn missing(&self, operation: &'static str) -> Error {
+        Error::unsupported(self.backend, operation)
+    }
+
+    fn with_images(&self, tokens: &[TokenId], images: &[Arc<dyn ImageSource>]) -> Result<Vec<PromptPart>> {
+        let Some(image_token) = self.image_token else {
+            return match images {
+                [] if tokens.is_empty() => Ok(Vec::new()),
+                [] => Ok(vec![PromptPart::Tokens(tokens.to_vec())]),
+                _ => Err(self.missing("image input")),
+            };
+        };
+        let mut parts = Vec::new();
+        for part in split_at_images(tokens, image_token, images.len())? {
+            parts.push(match part {
+                TokenPart::Tokens(tokens) => PromptPart::Tokens(tokens),
+                TokenPart::Image(index) => {
+                    let missing = || Error::new(ErrorKind::Unexpected, "an image of the prompt is missing");
+                    PromptPart::Image(Arc::clone(images.get(index).ok_or_else(missing)?))
+                }
+            });
+        }
+        Ok(parts)
+    }
+
+    /// The same for the beginning of a prompt, which may hold fewer of the images.
+    fn with_images_so_far(&self, tokens: &[TokenId], images: &[Arc<dyn ImageSource>]) -> Result<Vec<PromptPart>> {
+        let count = tokens.iter().filter(|&&token| Some(token) == self.image_token).count();
+        self.with_images(tokens, images.get(..count).unwrap_or(images))
+    }
+
+    /// `turn`: before the generation prompt, where that is known. Else the last message's start is taken for it or, with
+    /// no messages at all, the place before the last token: what extends the prompt, or repeats it, finds it there.
+    fn borders_of(&self, parts: &[PromptPart], turn: Option<usize>) -> Vec<Border> {
+        let (mut borders, mut starts, mut length) = (Vec::new(), Vec::new(), 0usize);
+        for part in parts {
+            match part {
+                PromptPart::Tokens(tokens) => {
+                    let found = tokens.iter().enumerate().filter(|(_, token)| Some(**token) == self.message_start);
+                    starts.extend(found.map(|(index, _)| length + index));
+                    length += tokens.len();
+                }
+                PromptPart::Image(image) => {
+                    length = length.saturating_add(image.grid().tokens());
+                    borders.push(Border { at: length, kind: BorderKind::Image });
+                }
+            }
+        }
+        let turn = turn.or_else(|| starts.last().copied()).unwrap_or(length.saturating_sub(1));
+        if let Some(&start) = starts.iter().rev().find(|start| **start < turn) {
+            borders.push(Border { at: start, kind: BorderKind::Message });
+        }
+        borders.push(Border { at: turn, kind: BorderKind::Turn });
+        borders
+    }
+}
+
+fn part_len(part: &PromptPart) -> usize {
+    match part {
+        PromptPart::Tokens(tokens) => tokens.len(),
+        PromptPart::Image(image) => image.grid().tokens(),
+    }
+}
+
+/// Chooses where a prompt's past is kept: the place before the generation prompt in any case, then the worthiest others
+/// that are far enough from what is kept already and from each other, `most` in all. Ascending.
+pub(crate) fn choose_borders(
+    candidates: impl IntoIterator<Item = Border>,
+    reused: usize,
+    length: usize,
+    most: usize,
+    min_gain: usize,
+) -> Vec<usize> {
+    let mut candidates: Vec<_> =
+        candidates.into_iter().filter(|border| border.at > reused && border.at < length).collect();
+    // Of equal worth, the later one saves more.
+    candidates.sort_by(|a, b| a.kind.cmp(&b.kind).then(b.at.cmp(&a.at)));
+    let mut chosen: Vec<usize> = Vec::new();
+    for border in candidates {
+        if chosen.len() >= most {
+            break;
+        }
+        let near = |other: usize| border.at.abs_diff(other) < min_gain.max(1);
+        if border.kind == BorderKind::Turn || !(near(reused) || chosen.iter().any(|&other| near(other))) {
+            chosen.push(border.at);
+        }
+    }
+    chosen.sort_unstable();
+    chosen.dedup();
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worthiest_places_are_kept_and_not_too_many() {
+        let border = |at, kind| Border { at, kind };
+        let all = [
+            border(100, BorderKind::Turn),
+            border(90, BorderKind::Message),
+            border(60, BorderKind::Image),
+            border(30, BorderKind::Image),
+            border(45, BorderKind::Parting),
+            border(200, BorderKind::Message),
+        ];
+        let chosen = |reused, most, gain| choose_borders(all, reused, 150, most, gain);
+        assert_eq!(chosen(0, 9, 10), [30, 45, 60, 90, 100]);
+        assert_eq!(chosen(0, 9, 16), [45, 100]);
+        assert_eq!(chosen(0, 2, 1), [45, 100]);
+        assert_eq!(chosen(0, 3, 1), [45, 60, 100]);
+        assert_eq!(chosen(95, 9, 16), [100]);
+        assert_eq!(chosen(0, 0, 1), [0usize; 0]);
+        assert_eq!(choose_borders([border(0, BorderKind::Turn)], 0, 9, 3, 1), [0usize; 0]);
+    }
+}

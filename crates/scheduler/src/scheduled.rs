@@ -1,0 +1,422 @@
+//! The handle that applications hold.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use consort_core::{
+    AdapterBinding, AdapterFiles, AdapterInfo, AdapterMode, AdapterSet, AdapterUse, BoxFuture, Capability,
+    DeviceEvidence, EmbedRequest, Engine, Error, ErrorKind, EventStream, GenerateRequest, MemoryReport, Metrics,
+    ModelBackend, ModelInfo, PrefixReuse, Priority, Prompt, Result, SpecialTokens, TokenId, Usage,
+};
+
+use crate::config::SchedulerConfig;
+use crate::events::{self, Answerer};
+use crate::front_end::{FrontEnd, Preparer};
+use crate::metrics::{Board, add};
+use crate::past::Past;
+use crate::sequence::{Embed, Reply, Request, Work};
+use crate::stop::StopMatcher;
+use crate::worker::Worker;
+
+/// The most log probabilities that one position can report.
+const MAX_LOGPROBS: u32 = 1024;
+
+/// What the handle asks of the engine's thread.
+pub(crate) enum Command {
+    /// A request of somebody.
+    Accept(Box<Request>),
+    /// A finished turn to be kept.
+    Keep(Box<Request>),
+    /// A reader has caught up or gone away.
+    Wake,
+    Memory(Answerer<MemoryReport>),
+    LoadAdapter(String, AdapterFiles, Answerer<AdapterInfo>),
+    UnloadAdapter(String, Answerer<()>),
+    Shutdown,
+}
+
+/// What all threads of a backend share.
+pub(crate) struct Shared {
+    pub(crate) name: &'static str,
+    pub(crate) info: ModelInfo,
+    pub(crate) capability: Capability,
+    pub(crate) evidence: DeviceEvidence,
+    pub(crate) config: SchedulerConfig,
+    pub(crate) preparer: Preparer,
+    pub(crate) board: Board,
+    /// What requests can name. A request is bound *and sent* under the read lock, so that whoever changed the registry
+    /// knows that all requests bound before are in the channel.
+    pub(crate) adapters: RwLock<BTreeMap<String, AdapterInfo>>,
+    pub(crate) end_tokens: Arc<[TokenId]>,
+    next_id: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(engine: &impl Engine, front_end: FrontEnd, config: SchedulerConfig) -> Result<Self> {
+        let (name, info, capability) = (engine.name(), engine.info().clone(), engine.capability());
+        let most = match info.context_length {
+            0 => capability.max_sequence_tokens,
+            context => capability.max_sequence_tokens.min(context),
+        };
+        Ok(Self {
+            name,
+            preparer: Preparer::new(front_end, name, &info, most),
+            config: config.within(&capability)?,
+            end_tokens: info.stop_tokens.clone().into(),
+            evidence: engine.evidence(),
+            info,
+            capability,
+            board: Board::default(),
+            adapters: RwLock::default(),
+            next_id: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Computes the keys of a past that takes part in the prefix cache.
+    pub(crate) fn seal(&self, past: &mut Past, adapters: &AdapterSet, reuse: PrefixReuse) {
+        if self.config.cache_bytes > 0 && reuse == PrefixReuse::Shared {
+            past.seal(&self.info.digest, adapters);
+        }
+    }
+}
+
+/// Any [`Engine`] as a [`ModelBackend`]: see the [crate's front page](crate).
+///
+/// One thread builds the engine and owns it. Rendering, tokenization and image processing happen on the caller's thread,
+/// inside [`generate`](ModelBackend::generate). Dropping the value ends every stream with `Cancelled` and joins the thread.
+pub struct Scheduled<E> {
+    shared: Arc<Shared>,
+    commands: Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+    engine: PhantomData<fn() -> E>,
+}
+
+impl<E> std::fmt::Debug for Scheduled<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scheduled").field("engine", &self.shared.name).field("model", &self.shared.info.name).finish()
+    }
+}
+
+impl<E: Engine + 'static> Scheduled<E> {
+    /// Starts a thread that builds an engine and serves it; returns when the engine is ready.
+    ///
+    /// # Errors
+    /// What `factory` returns, [`ErrorKind::InvalidConfig`] for a setting without meaning, [`ErrorKind::Unexpected`] when
+    /// the thread cannot be started or `factory` panics.
+    pub fn spawn(
+        factory: impl FnOnce() -> Result<E> + Send + 'static,
+        front_end: FrontEnd,
+        config: SchedulerConfig,
+    ) -> Result<Self> {
+        let (commands, inbox) = mpsc::channel();
+        let (ready, boot) = mpsc::sync_channel(1);
+        let to_self = commands.clone();
+        let thread = std::thread::Builder::new()
+            .name("consort-engine".into())
+            .spawn(move || serve(factory, front_end, config, inbox, to_self, &ready))
+            .map_err(|error| {
+                Error::new(ErrorKind::Unexpected, "the engine's thread cannot be started").with_source(error)
+            })?;
+        let Ok(booted) = boot.recv() else {
+            return Err(Error::new(ErrorKind::Unexpected, "the engine's thread ended while it built the engine"));
+        };
+        match booted {
+            Ok(shared) => Ok(Self { shared, commands, thread: Some(thread), engine: PhantomData }),
+            Err(error) => {
+                // It has nothing more to do; its result is known.
+                let _ = thread.join();
+                Err(error)
+            }
+        }
+    }
+}
+
+fn serve<E: Engine>(
+    factory: impl FnOnce() -> Result<E>,
+    front_end: FrontEnd,
+    config: SchedulerConfig,
+    inbox: Receiver<Command>,
+    to_self: Sender<Command>,
+    ready: &mpsc::SyncSender<Result<Arc<Shared>>>,
+) {
+    let booted = factory().and_then(|engine| {
+        let shared = Arc::new(Shared::new(&engine, front_end, config)?);
+        Ok((Worker::new(engine, Arc::clone(&shared), inbox, to_self), shared))
+    });
+    // Nobody listens only if the caller's thread is gone; then the inbox ends at once.
+    match booted {
+        Ok((worker, shared)) => {
+            let _ = ready.send(Ok(shared));
+            worker.run();
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+        }
+    }
+}
+
+/// A place in the bounded queue, given back unless the request was sent.
+struct Place<'a> {
+    board: &'a Board,
+    kept: bool,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.board.update(|gauges| gauges.queued = gauges.queued.saturating_sub(1));
+        }
+    }
+}
+
+/// What distinguishes requests on their way to the engine's thread.
+struct Submission<'a> {
+    prompt: Prompt,
+    adapters: &'a [AdapterUse],
+    priority: Priority,
+    reuse: PrefixReuse,
+}
+
+impl<E> Scheduled<E> {
+    /// Waits until nothing is queued or running and every finished turn was kept. For tests, benches and demonstrations.
+    ///
+    /// # Errors
+    /// [`ErrorKind::DeadlineExceeded`] with what is left; [`ErrorKind::Cancelled`] when the engine's thread has ended.
+    pub fn wait_idle(&self, timeout: Duration) -> Result<()> {
+        self.shared.board.wait_idle(timeout)
+    }
+
+    fn gone(&self) -> Error {
+        Error::new(ErrorKind::Cancelled, "the engine's thread has ended").with_backend(self.shared.name)
+    }
+
+    fn place(&self) -> Result<Place<'_>> {
+        let (board, most) = (&self.shared.board, self.shared.config.max_queued as u64);
+        board.update(|gauges| {
+            if gauges.dead {
+                return Err(self.gone());
+            }
+            if gauges.queued >= most {
+                add(&board.counters.refused, 1);
+                return Err(Error::new(ErrorKind::Overloaded, "the queue is full; try again when a reply has ended")
+                    .with_backend(self.shared.name)
+                    .with_operation("scheduler::generate")
+                    .with_context("max_queued", most.to_string()));
+            }
+            gauges.queued += 1;
+            Ok(())
+        })?;
+        Ok(Place { board, kept: false })
+    }
+
+    fn registry(&self) -> RwLockReadGuard<'_, BTreeMap<String, AdapterInfo>> {
+        self.shared.adapters.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bind(&self, registry: &BTreeMap<String, AdapterInfo>, uses: &[AdapterUse]) -> Result<AdapterSet> {
+        if !uses.is_empty() && self.shared.capability.adapter_mode == AdapterMode::None {
+            return Err(Error::unsupported(self.shared.name, "adapters"));
+        }
+        let mut bindings = Vec::with_capacity(uses.len());
+        for wanted in uses {
+            let info = registry.get(&wanted.id).ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, "no adapter is loaded under this name")
+                    .with_context("adapter", wanted.id.clone())
+            })?;
+            bindings.push(AdapterBinding { key: info.key.clone(), scale: wanted.scale });
+        }
+        AdapterSet::new(bindings)
+    }
+
+    /// Prepares a prompt and sends the request that `work` makes of its length and conversation.
+    fn submit(
+        &self,
+        submission: Submission<'_>,
+        work: impl FnOnce(usize, Option<Arc<crate::front_end::Conversation>>) -> Work,
+    ) -> Result<()> {
+        let shared = &self.shared;
+        let mut place = self.place()?;
+        let prepared = shared.preparer.prepare(submission.prompt)?;
+        let mut past = Past::new(prepared.parts)?;
+        past.check_tokens(shared.info.vocab_size, shared.info.image_token)?;
+        shared.preparer.check_length(past.len())?;
+        if past.images(0).next().is_some() {
+            Capability::require(shared.capability.image_input, shared.name, "image input")?;
+        }
+        let prompt_tokens = past.len();
+        let work = work(prompt_tokens, prepared.conversation);
+        let registry = self.registry();
+        let adapters = self.bind(&registry, submission.adapters)?;
+        shared.seal(&mut past, &adapters, submission.reuse);
+        let request = Request {
+            id: shared.next_id(),
+            priority: submission.priority,
+            reuse: submission.reuse,
+            adapters,
+            past,
+            borders: prepared.borders,
+            work,
+        };
+        self.commands.send(Command::Accept(Box::new(request))).map_err(|_| self.gone())?;
+        drop(registry);
+        place.kept = true;
+        add(&shared.board.counters.requests, 1);
+        add(&shared.board.counters.prompt_tokens, prompt_tokens as u64);
+        Ok(())
+    }
+
+    fn ask<T: Send + 'static>(&self, command: impl FnOnce(Answerer<T>) -> Command) -> BoxFuture<'_, Result<T>> {
+        let (answerer, answer) = events::question();
+        // When the thread is gone the answerer is dropped with the command, which answers.
+        let _ = self.commands.send(command(answerer));
+        Box::pin(answer)
+    }
+
+    fn refuse<T: Send + 'static>(error: Error) -> BoxFuture<'static, Result<T>> {
+        Box::pin(async { Err(error) })
+    }
+}
+
+impl<E> Drop for Scheduled<E> {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Shutdown);
+        if let Some(thread) = self.thread.take() {
+            if thread.join().is_err() {
+                tracing::error!(engine = self.shared.name, "the engine's thread panicked");
+            }
+        }
+    }
+}
+
+impl<E> ModelBackend for Scheduled<E> {
+    fn name(&self) -> &'static str {
+        self.shared.name
+    }
+
+    fn info(&self) -> &ModelInfo {
+        &self.shared.info
+    }
+
+    fn capability(&self) -> Capability {
+        self.shared.capability
+    }
+
+    fn evidence(&self) -> DeviceEvidence {
+        self.shared.evidence.clone()
+    }
+
+    fn memory(&self) -> BoxFuture<'_, Result<MemoryReport>> {
+        self.ask(Command::Memory)
+    }
+
+    fn metrics(&self) -> Metrics {
+        self.shared.board.snapshot()
+    }
+
+    fn generate(&self, request: GenerateRequest) -> Result<EventStream> {
+        let arrived = Instant::now();
+        let shared = &self.shared;
+        request.sampling.validate()?;
+        Capability::require(shared.capability.logprobs, shared.name, "generate")?;
+        if let Some(count) = request.logprobs.filter(|&count| count > MAX_LOGPROBS) {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                "at most 1024 log probabilities a position are reported",
+            )
+            .with_context("field", "logprobs")
+            .with_context("logprobs", count.to_string()));
+        }
+        let stopper = StopMatcher::new(&request.stop.strings)?;
+        let commands = self.commands.clone();
+        // A worker that is gone needs no waking.
+        let wake: events::Wake = Arc::new(move || drop(commands.send(Command::Wake)));
+        let (sender, receiver) = events::channel(shared.config.event_buffer, wake);
+        let submission = Submission {
+            prompt: request.prompt,
+            adapters: &request.adapters,
+            priority: request.priority,
+            reuse: request.prefix_reuse,
+        };
+        self.submit(submission, |prompt_tokens, conversation| {
+            let room = shared.preparer.room(prompt_tokens);
+            Work::Reply(Box::new(Reply {
+                sampling: request.sampling,
+                stop_tokens: request.stop.tokens,
+                end_tokens: Arc::clone(&shared.end_tokens),
+                stopper,
+                detokenizer: shared.preparer.detokenizer(),
+                events: sender,
+                max_tokens: request.max_tokens.map_or(room, |most| room.min(most as usize)),
+                logprobs: request.logprobs.map(|count| count as usize),
+                conversation: conversation.filter(|_| request.prefix_reuse == PrefixReuse::Shared),
+                arrived,
+                started: false,
+                usage: Usage { prompt_tokens, ..Usage::default() },
+                first_token: None,
+                text: String::new(),
+            }))
+        })?;
+        Ok(EventStream::new(receiver))
+    }
+
+    fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<Vec<f32>>> {
+        if !self.shared.capability.embeddings {
+            return Self::refuse(Error::unsupported(self.shared.name, "embed"));
+        }
+        let (answerer, answer) = events::question();
+        let submission = Submission {
+            prompt: request.prompt,
+            adapters: &request.adapters,
+            priority: Priority::Interactive,
+            // A mean needs every position anew.
+            reuse: PrefixReuse::Bypass,
+        };
+        let work = |_, _| Work::Embed(Embed { pooling: request.pooling, answer: answerer, sum: Vec::new() });
+        match self.submit(submission, work) {
+            Ok(()) => Box::pin(answer),
+            Err(error) => Self::refuse(error),
+        }
+    }
+
+    fn load_adapter(&self, id: &str, files: AdapterFiles) -> BoxFuture<'_, Result<AdapterInfo>> {
+        if self.shared.capability.adapter_mode == AdapterMode::None {
+            return Self::refuse(Error::unsupported(self.shared.name, "load_adapter"));
+        }
+        let id = id.to_owned();
+        self.ask(move |answer| Command::LoadAdapter(id, files, answer))
+    }
+
+    fn unload_adapter(&self, id: &str) -> BoxFuture<'_, Result<()>> {
+        if self.shared.capability.adapter_mode == AdapterMode::None {
+            return Self::refuse(Error::unsupported(self.shared.name, "unload_adapter"));
+        }
+        let id = id.to_owned();
+        self.ask(move |answer| Command::UnloadAdapter(id, answer))
+    }
+
+    fn adapters(&self) -> Vec<AdapterInfo> {
+        self.registry().values().cloned().collect()
+    }
+
+    fn tokenize(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>> {
+        self.shared.preparer.tokenize(text, special)
+    }
+
+    fn detokenize(&self, tokens: &[TokenId]) -> Result<String> {
+        let vocab_size = self.shared.info.vocab_size;
+        if let Some(stranger) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(Error::new(ErrorKind::InvalidRequest, "a token is beyond the vocabulary")
+                .with_context("token", stranger.to_string()));
+        }
+        self.shared.preparer.detokenize(tokens)
+    }
+}

@@ -1,0 +1,200 @@
+//! One step of the engine, and what comes of it.
+
+use consort_core::{Engine, Error, ErrorKind, Step, StepOutcome, StepOutput};
+
+use super::admit::failure;
+use super::{Closing, Place, Worker, repeated};
+use crate::metrics::add;
+use crate::sequence::{End, Job, Said, Work};
+use crate::step_plan::{Budget, Candidate, plan};
+
+/// A sequence whose state was lost is computed anew this often.
+const MOST_REPLAYS: u32 = 1;
+
+impl<E: Engine> Worker<E> {
+    /// Runs one batch. Whether there was one to run.
+    pub(super) fn step(&mut self) -> bool {
+        self.reserve_ahead();
+        let ready = |job: &&Job| job.end.is_none() && job.next_chunk(1) > 0 && job.has_room();
+        let mut set = None;
+        if self.is_grouped() {
+            let groups: Vec<_> =
+                self.running.iter().filter(ready).map(|job| (&job.adapters, job.priority, job.id)).collect();
+            set = self.turns.choose(&groups, self.shared.config.group_steps);
+        }
+        let candidates = self
+            .running
+            .iter()
+            .enumerate()
+            .filter(|(_, job)| ready(job) && set.as_ref().is_none_or(|set| *set == job.adapters))
+            .map(|(index, job)| Candidate { index, priority: job.priority, age: job.id, decoding: job.is_decoding() })
+            .collect();
+        let config = &self.shared.config;
+        let budget = Budget { tokens: config.step_tokens, background: config.background_step_tokens };
+        let steps = plan(candidates, budget, |index, limit| self.running[index].next_chunk(limit));
+        if steps.is_empty() {
+            // A job that ran out of memory is settled by the sweep, which may let it go on.
+            return self.running.iter().any(|job| job.end.is_some());
+        }
+        for (index, tokens, outcome) in self.execute(&steps) {
+            self.settle(index, tokens, outcome);
+        }
+        true
+    }
+
+    /// Submits and collects; one outcome per step that could be made.
+    fn execute(&mut self, planned: &[(usize, usize)]) -> Vec<(usize, usize, StepOutcome)> {
+        let Self { engine, running, shared, .. } = self;
+        let mut made = Vec::with_capacity(planned.len());
+        let mut steps: Vec<Step<'_>> = Vec::with_capacity(planned.len());
+        for &(index, tokens) in planned {
+            if let Some(step) = running[index].step(tokens) {
+                made.push((index, tokens));
+                steps.push(step);
+            }
+        }
+        let outcomes = match run(engine, &steps) {
+            Ok(outcomes) => outcomes,
+            Err(error) if steps.len() == 1 => vec![StepOutcome::Refused(error)],
+            // Something in the batch is malformed, and nothing was done: alone, each answers for itself.
+            Err(_) => steps
+                .iter()
+                .map(|step| match run(engine, std::slice::from_ref(step)) {
+                    Ok(mut outcomes) => outcomes.pop().unwrap_or_else(|| StepOutcome::Refused(lost())),
+                    Err(error) => StepOutcome::Refused(error),
+                })
+                .collect(),
+        };
+        add(&shared.board.counters.steps, 1);
+        made.into_iter().zip(outcomes).map(|((index, tokens), outcome)| (index, tokens, outcome)).collect()
+    }
+
+    fn settle(&mut self, index: usize, tokens: usize, outcome: StepOutcome) {
+        let output = match outcome {
+            StepOutcome::Done(output) => output,
+            StepOutcome::Refused(error) => {
+                self.running[index].end = Some(failure(error));
+                return;
+            }
+            StepOutcome::Poisoned(error) => {
+                self.running[index].end = Some(End::Replay(error));
+                return;
+            }
+        };
+        let job = &mut self.running[index];
+        if !job.is_decoding() {
+            add(&self.shared.board.counters.prefilled_tokens, tokens as u64);
+        }
+        let (total, length) = (job.prompt_len, job.past.len());
+        let Some(slot) = &mut job.slot else { return };
+        slot.done += tokens;
+        let done = slot.done;
+        let mut border = false;
+        while slot.borders.front().is_some_and(|&border| border <= done) {
+            border |= slot.borders.pop_front() == Some(done);
+        }
+        job.drop_used_images();
+        if border || (done == length && job.is_keep()) {
+            self.keep_past(index);
+        }
+        let job = &mut self.running[index];
+        match &mut job.work {
+            Work::Embed(embed) => {
+                if let StepOutput::Pooled(pooled) = &output {
+                    embed.hear(pooled, tokens, total);
+                }
+                if done == length {
+                    job.end = Some(End::Finished(None));
+                }
+            }
+            Work::Keep if done == length => job.end = Some(End::Finished(None)),
+            Work::Reply(reply) if done == length => {
+                let row = match &output {
+                    StepOutput::Logits(logits) => logits.last(),
+                    _ => None,
+                };
+                let said = match row.filter(|row| row.len() == self.shared.info.vocab_size) {
+                    Some(row) => {
+                        let before = reply.usage.completion_tokens;
+                        let said = reply.hear(row);
+                        add(
+                            &self.shared.board.counters.generated_tokens,
+                            (reply.usage.completion_tokens - before) as u64,
+                        );
+                        said
+                    }
+                    None => Err(lost()),
+                };
+                let ended = match said {
+                    Ok(Said::Token(token)) => job.past.push(token).err().map(End::Failed),
+                    Ok(Said::Ended(reason)) => Some(End::Finished(Some(reason))),
+                    Err(error) => Some(End::Failed(error.with_backend(self.shared.name))),
+                };
+                job.end = ended;
+            }
+            Work::Keep | Work::Reply(_) => {}
+        }
+    }
+
+    /// Deals with jobs that came to an end of some kind.
+    pub(super) fn sweep(&mut self) {
+        // Suspending moves others about, so each is looked for anew.
+        while let Some(index) = self.running.iter().position(|job| job.end.is_some()) {
+            match self.running[index].end.take() {
+                Some(End::Finished(reason)) => self.close_running(index, Closing::Finished(reason)),
+                Some(End::Failed(error)) => self.close_running(index, Closing::Failed(error)),
+                Some(End::Replay(error)) => self.replay(index, error),
+                Some(End::Pressed(error)) => self.press(index, error),
+                None => {}
+            }
+        }
+    }
+
+    fn close_running(&mut self, index: usize, closing: Closing) {
+        let job = self.running.swap_remove(index);
+        self.close(job, Place::Running, closing);
+    }
+
+    /// The engine lost a sequence: its tokens are known, so it is computed anew, once.
+    fn replay(&mut self, index: usize, error: Error) {
+        let job = &mut self.running[index];
+        job.replays += 1;
+        let embeds = matches!(&job.work, Work::Embed(_));
+        if job.replays > MOST_REPLAYS || embeds || job.is_keep() {
+            self.close_running(index, Closing::Failed(error));
+            return;
+        }
+        tracing::warn!(%error, id = job.id, "a sequence was lost and is computed anew");
+        self.suspend(index, false);
+    }
+
+    /// Memory ran out under a job that runs: others give way, or it gives way itself.
+    fn press(&mut self, index: usize, error: Error) {
+        let (id, priority) = (self.running[index].id, self.running[index].priority);
+        if self.running[index].is_keep() {
+            self.close_running(index, Closing::Failed(error));
+        } else if self.relieve(priority) {
+            tracing::debug!(id, "memory was made for a running sequence");
+        } else if self.running.len() > 1 {
+            self.suspend(index, false);
+        } else {
+            self.close_running(index, Closing::Failed(error));
+        }
+    }
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::Unexpected, "the engine did not give the logits that were wanted")
+}
+
+/// One batch. An error means that nothing was done.
+fn run(engine: &mut impl Engine, steps: &[Step<'_>]) -> Result<Vec<StepOutcome>, Error> {
+    let ticket = engine.submit(steps)?;
+    // What was submitted may have been done in part: when its outcomes are lost, so are the sequences.
+    let poison = |error: &Error| steps.iter().map(|_| StepOutcome::Poisoned(repeated(error))).collect();
+    Ok(match engine.collect(ticket) {
+        Ok(outcomes) if outcomes.len() == steps.len() => outcomes,
+        Ok(_) => poison(&lost()),
+        Err(error) => poison(&error),
+    })
+}
