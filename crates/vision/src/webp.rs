@@ -88,7 +88,7 @@ mod tests {
         let animated = chunk(b"ANMF", 34, &[&[0; 16][..], &lossy].concat());
         assert!(problem(&[canvas.clone(), animated]).contains("too many pixels"));
         let lossless = chunk(b"VP8L", 5, &[0x2f, 0xff, 0xff, 0xff, 0x0f]);
-        assert!(problem(&[lossless.clone()]).contains("16384x16384"));
+        assert!(problem(&[lossless]).contains("16384x16384"));
         assert!(problem(&[canvas.clone(), chunk(b"VP8 ", 3, &[0; 3])]).contains("truncated"));
         assert!(problem(&[chunk(b"ANMF", 3, &[0; 3])]).contains("truncated"));
 
