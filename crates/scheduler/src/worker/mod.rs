@@ -193,6 +193,8 @@ impl<E: Engine> Worker<E> {
                 Closing::Failed(_) => add(&counters.failed, 1),
             }
         }
+        // Before the gauges: whoever waits for them reads these next.
+        self.publish();
         let most = self.shared.config.max_background as u64;
         let order = order.filter(|_| self.keeper.is_some());
         let keep = self.shared.board.update(|gauges| {
@@ -211,7 +213,6 @@ impl<E: Engine> Worker<E> {
                 self.shared.board.update(|gauges| gauges.background = gauges.background.saturating_sub(1));
             }
         }
-        self.publish();
         match (job.work, closing) {
             (Work::Reply(reply), Closing::Finished(reason)) => {
                 let reason = reason.unwrap_or(FinishReason::Length);

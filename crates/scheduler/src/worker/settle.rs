@@ -138,14 +138,16 @@ impl<E: Engine> Worker<E> {
 
     /// Deals with jobs that came to an end of some kind.
     pub(super) fn sweep(&mut self) {
+        // What one job gave up may be all that the others lacked: they try again first.
+        let mut relieved = false;
         // Suspending moves others about, so each is looked for anew.
         while let Some(index) = self.running.iter().position(|job| job.end.is_some()) {
             match self.running[index].end.take() {
                 Some(End::Finished(reason)) => self.close_running(index, Closing::Finished(reason)),
                 Some(End::Failed(error)) => self.close_running(index, Closing::Failed(error)),
                 Some(End::Replay(error)) => self.replay(index, error),
-                Some(End::Pressed(error)) => self.press(index, error),
-                None => {}
+                Some(End::Pressed(error)) if !relieved => relieved = self.press(index, error),
+                Some(End::Pressed(_)) | None => {}
             }
         }
     }
@@ -168,17 +170,30 @@ impl<E: Engine> Worker<E> {
         self.suspend(index, false);
     }
 
-    /// Memory ran out under a job that runs: others give way, or it gives way itself.
-    fn press(&mut self, index: usize, error: Error) {
-        let (id, priority) = (self.running[index].id, self.running[index].priority);
-        if self.running[index].is_keep() {
+    /// Memory ran out under a job that runs: others give way, of its equals the youngest, which may be itself. Whether
+    /// somebody gave something up.
+    fn press(&mut self, index: usize, error: Error) -> bool {
+        let Some(job) = self.running.get(index) else { return false };
+        let priority = job.priority;
+        if job.is_keep() {
             self.close_running(index, Closing::Failed(error));
-        } else if self.relieve(priority) {
-            tracing::debug!(id, "memory was made for a running sequence");
-        } else if self.running.len() > 1 {
-            self.suspend(index, false);
-        } else {
-            self.close_running(index, Closing::Failed(error));
+            return true;
+        }
+        if self.relieve(priority) {
+            return true;
+        }
+        let youngest = (0..self.running.len())
+            .filter(|&other| self.running[other].priority <= priority && self.running[other].end.is_none())
+            .max_by_key(|&other| self.running[other].id);
+        match youngest {
+            Some(victim) if self.running.len() > 1 => {
+                self.suspend(victim, false);
+                true
+            }
+            _ => {
+                self.close_running(index, Closing::Failed(error));
+                false
+            }
         }
     }
 }

@@ -183,8 +183,12 @@ fn a_grouped_engine_is_given_one_adapter_set_a_batch_and_all_come_in_turn() {
         .collect();
     rig.control.release();
     for (n, stream) in streams.into_iter().enumerate() {
-        let adapters: &[(&[u8], f32)] = [&[][..], &[(&b"a"[..], 1.0)], &[(&b"b"[..], 1.0)]][n % 3];
-        assert_eq!(collect(stream).unwrap().ids, expected(&parts(&tokens(n as u64, 10)), adapters, 20));
+        let adapters: Vec<(&[u8], f32)> = match n % 3 {
+            0 => vec![],
+            1 => vec![(b"a", 1.0)],
+            _ => vec![(b"b", 1.0)],
+        };
+        assert_eq!(collect(stream).unwrap().ids, expected(&parts(&tokens(n as u64, 10)), &adapters, 20));
     }
     let log = rig.control.log.lock().unwrap().clone();
     let switches = log.windows(2).filter(|pair| pair[0][0].2 != pair[1][0].2).count();
