@@ -11,6 +11,7 @@ The environment is pinned in tools/python/requirements.txt. README.md beside thi
 
 import argparse
 import filecmp
+import json
 import os
 import shutil
 import sys
@@ -41,18 +42,30 @@ from maker import etude, pictures, suite, tiny, vocabulary, writing  # noqa: E40
 HERE = Path(__file__).resolve().parent
 
 
-def write_tiny(out: Path) -> None:
-    """Every tiny configuration, its shared files and the index."""
-    for folder in ("tokenizer", "images", *[t.name for t in tiny.CONFIGURATIONS]):
-        shutil.rmtree(out / folder, ignore_errors=True)
+def write_tiny(out: Path, kept: Path, only: list[str]) -> None:
+    """The named tiny configurations (all, if none is named), the shared files and the index."""
+    chosen = [shape for shape in tiny.CONFIGURATIONS if not only or shape.name in only]
     ids = vocabulary.save(out / "tokenizer")
     shown = pictures.save(out / "images")
     writing.readable(out / "images")
     index = {}
-    for shape in tiny.CONFIGURATIONS:
+    for shape in chosen:
         index[shape.name] = suite.write(shape, ids, shown, out / shape.name)
         print(shape.name, index[shape.name], flush=True)
-    (out / "index.json").write_text(writing.to_text({"format": writing.FORMAT, "configurations": index}))
+    entries = json.loads((kept / "index.json").read_text())["configurations"] | index if only else index
+    (out / "index.json").write_text(writing.to_text({"format": writing.FORMAT, "configurations": entries}))
+
+
+def replace(made: Path, kept: Path) -> None:
+    """Puts what was made in the place of what is kept, once all of it is there."""
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in sorted(made.iterdir()):
+        place = kept / path.name
+        if path.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(path, place)
+        else:
+            shutil.copyfile(path, place)
 
 
 def compare(made: Path, kept: Path) -> int:
@@ -79,20 +92,23 @@ def compare(made: Path, kept: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--etude", type=Path, metavar="DIR", help="write the goldens of the study model in DIR")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", choices=[t.name for t in tiny.CONFIGURATIONS],
+                        help="only this tiny configuration (may be given several times)")
     parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: beside this script)")
     parser.add_argument("--check", action="store_true", help="compare a fresh run with what is kept; writes nothing here")
     given = parser.parse_args()
     kept = given.out.resolve()
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) if given.check else kept
+        made = Path(scratch)
         if given.etude:
-            etude.write(given.etude.resolve(), out / "etude")
-        if given.check or not given.etude:
-            write_tiny(out)
+            etude.write(given.etude.resolve(), made / "etude")
+        if given.check or given.only or not given.etude:
+            write_tiny(made, kept, given.only)
         if given.check:
-            wrong = compare(out, kept)
+            wrong = compare(made, kept)
             print("all files are equal" if wrong == 0 else f"{wrong} files differ")
             return min(wrong, 1)
+        replace(made, kept)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,8 +134,3 @@ def active(wrapped: PeftModel, adapters: list[tuple[str, float]]):
         finally:
             for module, name, scaling in changed:
                 module.scaling[name] = scaling
-
-
-def remove(folder: Path) -> None:
-    """Makes room for adapters that are written anew."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -170,6 +170,7 @@ def write(source: Path, folder: Path) -> None:
     made = {name: case(name, name, [], None) for name, (_, wanted, _) in CHATS.items() if all(w in pictures for w in wanted)}
 
     folders = {path.parent.name: path.parent for path in sorted(source.rglob("adapter_config.json"))}
+    print(f"{len(folders)} adapters: {', '.join(folders) or 'none found'}", flush=True)
     if folders:
         wrapped = adapters.load(load(source, vision=True), folders)
         noise = reference.noise

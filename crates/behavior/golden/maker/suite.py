@@ -15,6 +15,8 @@ from .writing import Golden, digest, made_by, readable, short
 
 LENGTHS = [1, 2, 3, 24, 63, 64, 65, 130]
 CONTINUATION = 24
+# A continuation that repeats one token would hide an engine that stands still.
+DISTINCT = 4
 # The text on which adapters are asked.
 ASKED = "text-24"
 TRIES = 60
@@ -48,7 +50,7 @@ class Writer:
         return all(token < vocabulary.FIRST_SPECIAL for token in tokens)
 
     def choose(self, make, shows=None) -> tuple[Prompt, object]:
-        """The first seeded prompt whose whole continuation is clear-cut and free of special tokens.
+        """The first seeded prompt whose whole continuation is clear-cut, varied and free of special tokens.
 
         `shows` gives the sizes of the faults that must be visible on this prompt.
         """
@@ -56,6 +58,8 @@ class Writer:
             prompt = make(torch.Generator().manual_seed(seed))
             greedy = self.reference.greedy(prompt, CONTINUATION, set())
             if len(greedy.tokens) < CONTINUATION or not self.clean(greedy.tokens):
+                continue
+            if len(set(greedy.tokens)) < DISTINCT:
                 continue
             if shows is None or min(shows(prompt).values()) > 1.5 * VISIBLE:
                 return prompt, greedy
