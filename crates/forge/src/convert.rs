@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::checkpoint::{Shards, Source, invalid, read_json, read_json_if_there};
 use crate::config::{ConvertConfig, ConvertReport, OutputType, Overwrite, WrittenFile};
-use crate::hf::ModelConfig;
+use crate::hf::{Head, ModelConfig};
 use crate::plan::{Expected, Output};
 use crate::{text, tokenizer, vision};
 
@@ -32,15 +32,15 @@ use crate::{text, tokenizer, vision};
 /// must not be overwritten.
 pub fn convert(config: &ConvertConfig) -> Result<ConvertReport> {
     let root: Map<String, Json> = read_json(&config.source.join("config.json"))?;
-    let model = ModelConfig::parse(&root).map_err(|error| in_source(error, config))?;
+    let mut model = ModelConfig::parse(&root).map_err(|error| in_source(error, config))?;
     let shards = Shards::open(&config.source)?;
     let mut text_sources = Vec::new();
     let mut vision_sources = Vec::new();
     for source in shards.tensors()? {
-        match room(&source.name) {
-            Room::Ignored => {}
-            Room::Text(name) => text_sources.push((name.to_owned(), source)),
-            Room::Vision(name) => vision_sources.push((name.to_owned(), source)),
+        match part(&source.name) {
+            Part::Ignored => {}
+            Part::Text(name) => text_sources.push((name.to_owned(), source)),
+            Part::Vision(name) => vision_sources.push((name.to_owned(), source)),
         }
     }
     // Bounds the tables below by what is really there.
@@ -48,7 +48,10 @@ pub fn convert(config: &ConvertConfig) -> Result<ConvertReport> {
     if deepest > (text_sources.len() + vision_sources.len()) as u64 {
         return Err(in_source(invalid("the config announces more layers than the checkpoint has tensors"), config));
     }
-    if model.text.tied_head {
+    let stored_head = text_sources.iter().any(|(name, _)| name == "lm_head.weight");
+    model.text.settle_head(stored_head);
+    if model.text.head == Head::Tied {
+        // A tied head that is stored nevertheless is the embedding once more.
         text_sources.retain(|(name, _)| name != "lm_head.weight");
     }
     let has_mtp = text_sources.iter().any(|(name, _)| name.starts_with("mtp."));
@@ -111,22 +114,22 @@ fn in_source(error: Error, config: &ConvertConfig) -> Error {
 }
 
 /// Which file a tensor of the checkpoint goes to, with its name less the prefix, which depends on the class that saved it.
-enum Room<'a> {
+enum Part<'a> {
     Text(&'a str),
     Vision(&'a str),
     /// A buffer that is computed anew.
     Ignored,
 }
 
-fn room(name: &str) -> Room<'_> {
+fn part(name: &str) -> Part<'_> {
     if name.ends_with(".rotary_emb.inv_freq") {
-        return Room::Ignored;
+        return Part::Ignored;
     }
     let inner = name.strip_prefix("model.").unwrap_or(name);
     if let Some(rest) = inner.strip_prefix("visual.") {
-        return Room::Vision(rest);
+        return Part::Vision(rest);
     }
-    Room::Text(inner.strip_prefix("language_model.").unwrap_or(inner))
+    Part::Text(inner.strip_prefix("language_model.").unwrap_or(inner))
 }
 
 /// An output tensor with its source.

@@ -34,11 +34,29 @@ pub(crate) struct TextConfig {
     pub(crate) rope_base: f32,
     pub(crate) rope_dimensions: u64,
     pub(crate) rope_sections: Vec<u32>,
-    pub(crate) tied_head: bool,
+    pub(crate) head: Head,
     pub(crate) mtp_layers: u64,
 }
 
+/// Where the output head's weights are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Head {
+    /// They are the embedding.
+    Tied,
+    /// In a tensor of their own.
+    Own,
+    /// The two places that say it contradict each other.
+    Contradicted,
+}
+
 impl TextConfig {
+    /// Lets the checkpoint decide where the config contradicts itself.
+    pub(crate) fn settle_head(&mut self, stored: bool) {
+        if self.head == Head::Contradicted {
+            self.head = if stored { Head::Own } else { Head::Tied };
+        }
+    }
+
     /// Whether layer `index` is linear attention.
     pub(crate) fn is_linear(&self, index: u64) -> bool {
         match &self.irregular {
@@ -93,9 +111,9 @@ impl ModelConfig {
             ));
         }
         let text = root.get("text_config").and_then(Value::as_object);
-        let text = Keys { own: text.unwrap_or(root), outer: text.map(|_| root), room: "text_config" };
+        let text = Keys { own: text.unwrap_or(root), outer: text.map(|_| root), section: "text_config" };
         let vision = match root.get("vision_config").and_then(Value::as_object) {
-            Some(own) => Some(vision(&Keys { own, outer: None, room: "vision_config" })?),
+            Some(own) => Some(vision(&Keys { own, outer: None, section: "vision_config" })?),
             None => None,
         };
         let text = text_config(&text)?;
@@ -120,7 +138,7 @@ fn unsupported(message: &str, what: &str) -> Error {
 struct Keys<'a> {
     own: &'a Map<String, Value>,
     outer: Option<&'a Map<String, Value>>,
-    room: &'static str,
+    section: &'static str,
 }
 
 impl Keys<'_> {
@@ -129,7 +147,7 @@ impl Keys<'_> {
     }
 
     fn name(&self, key: &str) -> String {
-        format!("{}.{key}", self.room)
+        format!("{}.{key}", self.section)
     }
 
     /// A dimension: a whole number from 1 to [`MAX_DIMENSION`].
@@ -224,7 +242,7 @@ fn text_config(keys: &Keys<'_>) -> Result<TextConfig> {
         rope_base: keys.number("rope_theta", in_rope("rope_theta"))? as f32,
         rope_dimensions,
         rope_sections,
-        tied_head: keys.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
+        head: head(keys),
         mtp_layers,
     };
     if !config.value_heads.is_multiple_of(config.key_heads) {
@@ -232,6 +250,16 @@ fn text_config(keys: &Keys<'_>) -> Result<TextConfig> {
             .with_context("key", keys.name("linear_num_value_heads")));
     }
     Ok(config)
+}
+
+/// Reads `tie_word_embeddings`, which stands in the text config, around it, or both.
+fn head(keys: &Keys<'_>) -> Head {
+    let says = |map: &Map<String, Value>| map.get("tie_word_embeddings").and_then(Value::as_bool);
+    match (says(keys.own), keys.outer.and_then(says)) {
+        (Some(own), Some(outer)) if own != outer => Head::Contradicted,
+        (Some(true), _) | (None, Some(true)) => Head::Tied,
+        _ => Head::Own,
+    }
 }
 
 /// The interval of full-attention layers, and the layers themselves where no interval gives them.

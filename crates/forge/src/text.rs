@@ -3,7 +3,7 @@
 use consort_gguf::{Array, Value};
 
 use crate::config::OutputType;
-use crate::hf::TextConfig;
+use crate::hf::{Head, TextConfig};
 use crate::plan::{Expected, HeadOrder, NumberMap, Output, Precision, Rows};
 
 /// The architecture's name in metadata.
@@ -21,7 +21,7 @@ pub(crate) fn tensors(config: &TextConfig, mtp: bool) -> Vec<Expected> {
     let hidden = config.hidden;
     table.same("embed_tokens.weight", "token_embd.weight", &[config.vocabulary, hidden]);
     table.norm("norm.weight", "output_norm.weight", hidden);
-    if !config.tied_head {
+    if config.head != Head::Tied {
         table.same("lm_head.weight", "output.weight", &[config.vocabulary, hidden]);
     }
     for index in 0..config.layers {

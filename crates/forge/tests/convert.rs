@@ -187,7 +187,7 @@ fn every_golden_model_is_converted_exactly() {
 
 fn check_metadata(name: &str, gguf: &Gguf, config: &Value, report: &ConvertReport, d: &Dimensions) {
     let metadata = gguf.metadata();
-    let number = |key: &str| metadata.require_u32(&format!("qwen35.{key}")).unwrap() as u64;
+    let number = |key: &str| u64::from(metadata.require_u32(&format!("qwen35.{key}")).unwrap());
     for (ours, theirs) in [
         ("context_length", "max_position_embeddings"),
         ("embedding_length", "hidden_size"),
@@ -281,7 +281,7 @@ fn check_projector(gguf: &Gguf, source: &HashMap<String, (Vec<usize>, Vec<f32>)>
     assert_eq!(gguf.tensors().len(), pairs.len() + 2);
 
     let metadata = gguf.metadata();
-    let number = |key: &str| metadata.require_u32(&format!("clip.vision.{key}")).unwrap() as u64;
+    let number = |key: &str| u64::from(metadata.require_u32(&format!("clip.vision.{key}")).unwrap());
     assert_eq!(metadata.require_str("general.architecture").unwrap(), "clip");
     assert_eq!(metadata.require_str("clip.projector_type").unwrap(), "qwen3vl_merger");
     assert!(
@@ -435,6 +435,14 @@ fn tensors_too_many_too_few_and_beyond_the_type() {
         });
         refused(folder.path(), ErrorKind::InvalidModel, because);
     }
+    // A head that is stored although it is tied is the embedding once more; one config that says so is enough to look.
+    let folder = checkpoint("untied");
+    edit(folder.path(), "config.json", |c| c["text_config"]["tie_word_embeddings"] = json!(true));
+    let (_output, report) = run(folder.path(), OutputType::F32);
+    assert!(Gguf::open(&report.text.path).unwrap().tensor("output.weight").is_some());
+    edit(folder.path(), "config.json", |c| c["tie_word_embeddings"] = json!(true));
+    let (_output, report) = run(folder.path(), OutputType::F32);
+    assert!(Gguf::open(&report.text.path).unwrap().tensor("output.weight").is_none());
     // As transformers saves it after loading: the config keeps its word for layers that are gone.
     let folder = checkpoint("untied");
     rewrite(folder.path(), |tensors| tensors.retain(|tensor| !tensor.0.starts_with("mtp.")));

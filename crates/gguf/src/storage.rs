@@ -13,14 +13,13 @@ pub(crate) const BASE_ALIGNMENT: usize = 8;
 /// ```
 /// use consort_gguf::Aligned;
 ///
-/// // In earnest: `Aligned(*include_bytes!("model.gguf"))`.
-/// static MODEL: Aligned<[u8; 4]> = Aligned(*b"GGUF");
+/// // In earnest: `&Aligned(*include_bytes!("model.gguf"))`.
+/// static MODEL: &Aligned<[u8]> = &Aligned(*b"GGUF");
 /// let bytes: &'static [u8] = &MODEL.0;
 /// assert_eq!(bytes.as_ptr() as usize % 64, 0);
 /// ```
-#[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub struct Aligned<T>(pub T);
+pub struct Aligned<T: ?Sized>(pub T);
 
 pub(crate) enum Storage {
     Static(&'static [u8]),
