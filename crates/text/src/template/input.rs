@@ -50,7 +50,9 @@ impl ChatTemplateInput {
         })
     }
 
-    pub(super) fn to_context(&self) -> Result<TemplateValue> {
+    /// The variables, and how large the conversation is: bytes of text and number of values.
+    pub(super) fn to_context(&self) -> Result<(TemplateValue, usize)> {
+        let mut size = 0_usize;
         let mut values: Vec<(&Value, usize)> =
             self.messages.iter().chain(&self.tools).chain(self.variables.values()).map(|value| (value, 1)).collect();
         while let Some((value, depth)) = values.pop() {
@@ -59,7 +61,9 @@ impl ChatTemplateInput {
                     .with_operation("text::template")
                     .with_context("limit", MAX_DEPTH.to_string()));
             }
+            size = size.saturating_add(1);
             match value {
+                Value::String(text) => size = size.saturating_add(text.len()),
                 Value::Array(items) => values.extend(items.iter().map(|item| (item, depth + 1))),
                 Value::Object(items) => values.extend(items.values().map(|item| (item, depth + 1))),
                 _ => {}
@@ -76,7 +80,7 @@ impl ChatTemplateInput {
         if let Some(enable_thinking) = self.enable_thinking {
             context.push(("enable_thinking", enable_thinking.into()));
         }
-        Ok(context.into_iter().collect())
+        Ok((TemplateValue::from_pairs(context), size))
     }
 }
 
@@ -92,7 +96,9 @@ fn to_template(value: &Value) -> TemplateValue {
         },
         Value::String(text) => text.as_str().into(),
         Value::Array(items) => items.iter().map(to_template).collect(),
-        Value::Object(items) => items.iter().map(|(key, value)| (key.as_str(), to_template(value))).collect(),
+        Value::Object(items) => {
+            TemplateValue::from_pairs(items.iter().map(|(key, value)| (key.as_str(), to_template(value))))
+        }
     }
 }
 

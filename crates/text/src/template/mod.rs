@@ -15,6 +15,13 @@ pub use self::input::ChatTemplateInput;
 
 const NAME: &str = "chat_template";
 
+/// The most work that any limits allow; beyond it the stack would be too large to reserve.
+const MAX_FUEL: u64 = 8_000_000;
+
+/// Bytes of stack for each unit of fuel. One more level of nesting costs about one and a half units, and dropping it takes
+/// a few hundred bytes in an unoptimised build.
+const STACK_PER_FUEL: usize = 512;
+
 /// What a template may use. Templates come with model files, and so from strangers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TemplateLimits {
@@ -22,16 +29,19 @@ pub struct TemplateLimits {
     pub source_bytes: usize,
     /// Longest rendering, in bytes.
     pub output_bytes: usize,
-    /// Work per rendering: an instruction, or 64 bytes of text created or copied, is one unit. It bounds time and memory.
+    /// Work per rendering, beside what the conversation's own size pays for: an instruction, or 64 bytes of text created
+    /// or copied, is one unit. It bounds time and memory.
     pub fuel: u64,
+    /// Units of work for each byte of text and each value of the conversation.
+    pub fuel_per_input: u64,
     /// Depth of nested macro calls, blocks and the like.
     pub recursion: usize,
 }
 
 impl Default for TemplateLimits {
-    /// Room for conversations that fill a context of 262,144 tokens; a runaway template ends within about a second.
+    /// Several times what the family's template needs; a runaway template ends within about a second.
     fn default() -> Self {
-        Self { source_bytes: 1 << 18, output_bytes: 8 << 20, fuel: 4_000_000, recursion: 100 }
+        Self { source_bytes: 1 << 18, output_bytes: 8 << 20, fuel: 200_000, fuel_per_input: 4, recursion: 100 }
     }
 }
 
@@ -89,7 +99,6 @@ impl ChatTemplate {
         })?;
         environment.set_syntax(syntax);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_fuel(Some(limits.fuel));
         environment.set_recursion_limit(limits.recursion);
         environment.set_unknown_method_callback(python::method);
         environment.set_formatter(python::format);
@@ -109,13 +118,36 @@ impl ChatTemplate {
     /// `raised`), uses what is not there, or exceeds a limit. [`ErrorKind::InvalidRequest`]: the input is nested too
     /// deeply.
     pub fn render(&self, input: &ChatTemplateInput) -> Result<String> {
-        let context = input.to_context()?;
+        let (context, size) = input.to_context()?;
+        let work = self.limits.fuel_per_input.saturating_mul(size as u64);
+        let fuel = self.limits.fuel.saturating_add(work).min(MAX_FUEL);
         let now = input.now.unwrap_or_else(SystemTime::now);
+        // A template can nest values as deeply as its fuel lasts, and dropping them takes stack for each level: a thread
+        // of its own, whose stack is long enough (and hardly ever touched), is the only place where that cannot abort.
+        let stack = usize::try_from(fuel).unwrap_or(usize::MAX).saturating_mul(STACK_PER_FUEL).max(4 << 20);
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .name("chat-template".into())
+                .stack_size(stack)
+                .spawn_scoped(scope, move || self.render_here(context, now, fuel))
+                .map_err(|source| {
+                    Error::new(ErrorKind::Overloaded, "no thread could be started for the chat template")
+                        .with_operation("text::template")
+                        .with_source(source)
+                })?
+                .join()
+                .unwrap_or_else(|_| Err(Error::new(ErrorKind::Unexpected, "the template engine panicked")))
+        })
+    }
+
+    fn render_here(&self, context: Value, now: SystemTime, fuel: u64) -> Result<String> {
         let context = minijinja::context! {
             strftime_now => Value::from_function(move |format: &str| python::strftime(now, format)),
             ..context
         };
-        let template = self.environment.get_template(NAME).map_err(|error| template_error(&error))?;
+        let mut environment = (*self.environment).clone();
+        environment.set_fuel(Some(fuel));
+        let template = environment.get_template(NAME).map_err(|error| template_error(&error))?;
         let mut output = Bounded { bytes: Vec::new(), limit: self.limits.output_bytes, exceeded: false };
         let result = template.render_captured_to(context, &mut output).map(drop);
         if output.exceeded {

@@ -99,7 +99,8 @@ impl Tokenizer {
     /// With [`SpecialTokens::Plain`], no text becomes a special or added token, whatever it looks like.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidRequest`] when the text is longer than 8 MiB, [`ErrorKind::InvalidTokenizer`] when the
+    /// [`ErrorKind::InvalidRequest`] when the text is longer than 8 MiB or has about a million
+    /// blanks in a row, [`ErrorKind::InvalidTokenizer`] when the
     /// vocabulary has no token for one of its bytes.
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>> {
         self.encode_inner(text, special).map_err(|error| error.with_operation("text::encode"))
@@ -156,7 +157,8 @@ impl Tokenizer {
         let mut done = 0;
         for found in inner.pattern.find_iter(text) {
             let found = found.map_err(|source| {
-                Error::new(ErrorKind::InvalidTokenizer, "cutting the text into words failed").with_source(source)
+                Error::new(ErrorKind::InvalidRequest, "the text has a run of blanks that is too long to be tokenized")
+                    .with_source(source)
             })?;
             // What no alternative matches is a word too, as in the reference. (The known patterns match everything.)
             word(text.get(done..found.start()).unwrap_or_default(), ids)?;
