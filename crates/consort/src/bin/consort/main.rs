@@ -1,5 +1,7 @@
 //! The `consort` command.
 #![forbid(unsafe_code)]
+// Nothing in a program can be reached from outside; `pub` says what a module offers to the others.
+#![allow(unreachable_pub)]
 
 mod args;
 mod bench;
