@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use consort_core::{
-    ChatPrompt, Error, ErrorKind, ImageInput, ImageSource, ModelInfo, Prompt, PromptPart, Result, SpecialTokens,
-    TokenId,
+    ChatMessage, ChatPrompt, Error, ErrorKind, ImageInput, ImageSource, ModelInfo, Prompt, PromptPart, Result,
+    SpecialTokens, TokenId,
 };
 use consort_text::{
     ChatTemplate, ChatTemplateInput, Detokenizer, PromptRenderer, SpecialText, TokenPart, Tokenizer, split_at_images,
@@ -113,7 +113,7 @@ impl Preparer {
     fn chat(&self, chat: &ChatPrompt) -> Result<Prepared> {
         let renderer = self.renderer.as_ref().ok_or_else(|| self.missing("chat prompts without a chat template"))?;
         let mut images = Vec::new();
-        for image in chat.messages.iter().flat_map(|message| message.images()) {
+        for image in chat.messages.iter().flat_map(ChatMessage::images) {
             images.push(self.image(image)?);
             self.check_length(images.iter().map(|image| image.grid().tokens()).fold(0, usize::saturating_add))?;
         }

@@ -289,10 +289,8 @@ impl<E> Scheduled<E> {
 impl<E> Drop for Scheduled<E> {
     fn drop(&mut self) {
         let _ = self.commands.send(Command::Shutdown);
-        if let Some(thread) = self.thread.take() {
-            if thread.join().is_err() {
-                tracing::error!(engine = self.shared.name, "the engine's thread panicked");
-            }
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!(engine = self.shared.name, "the engine's thread panicked");
         }
     }
 }

@@ -73,11 +73,9 @@ impl GroupTurns {
     /// Chooses the group of the next step. `ready` is (adapters, priority, age) of every sequence that can take part.
     pub(crate) fn choose(&mut self, ready: &[(&AdapterSet, Priority, u64)], steps: usize) -> Option<AdapterSet> {
         let stays = |set: &AdapterSet| ready.iter().any(|(other, ..)| *other == set);
-        if self.left > 0 {
-            if let Some(current) = self.current.clone().filter(stays) {
-                self.left -= 1;
-                return Some(current);
-            }
+        if let Some(current) = self.current.clone().filter(|set| self.left > 0 && stays(set)) {
+            self.left -= 1;
+            return Some(current);
         }
         self.served.retain(stays);
         let turn = |set: &AdapterSet| self.served.iter().position(|other| other == set).map_or(0, |place| place + 1);

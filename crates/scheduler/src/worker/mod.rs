@@ -176,6 +176,8 @@ impl<E: Engine> Worker<E> {
         if let Some(slot) = job.slot.take() {
             self.engine.release(slot.seq);
         }
+        job.parked = None;
+        job.images.clear();
         let order = match (&closing, &mut job.work) {
             (Closing::Finished(_), Work::Reply(reply)) if job.reuse == PrefixReuse::Shared => {
                 let text = std::mem::take(&mut reply.text);
@@ -208,10 +210,9 @@ impl<E: Engine> Worker<E> {
             gauges.background += u64::from(keep);
             keep
         });
-        if let (true, Some(order), Some(keeper)) = (keep, order, &self.keeper) {
-            if !keeper.order(order) {
-                self.shared.board.update(|gauges| gauges.background = gauges.background.saturating_sub(1));
-            }
+        let refused = |order: Order| !self.keeper.as_ref().is_some_and(|keeper| keeper.order(order));
+        if order.filter(|_| keep).is_some_and(refused) {
+            self.shared.board.update(|gauges| gauges.background = gauges.background.saturating_sub(1));
         }
         match (job.work, closing) {
             (Work::Reply(reply), Closing::Finished(reason)) => {
