@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use consort_core::{
     AdapterInfo, AdapterKey, AdapterMode, AdapterSet, AdapterSource, Capability, DeviceEvidence, Engine, Error,
-    ErrorKind, ImageHandle, ImageJob, ImageProgress, ImageSource, Logits, MemoryReport, ModelInfo, Parked, Pooling,
-    Result, SeqId, SequenceMemory, Step, StepInput, StepOutcome, StepOutput, Ticket, Want,
+    ErrorKind, ImageHandle, ImageJob, ImageProgress, ImageSource, MemoryReport, ModelInfo, Parked, Result, SeqId,
+    SequenceMemory, Step, StepOutcome, Ticket,
 };
 
 use crate::config::NativeConfig;
@@ -19,29 +19,29 @@ use crate::kv::PageShape;
 use crate::load::{Loaded, load};
 use crate::lora::Adapter;
 use crate::memory::{Counted, Kind, Ledger};
-use crate::model::batch::{Batch, Item};
 use crate::model::vision::Encoding;
 use crate::sequence::{Pool, Sequence};
 use crate::state::StateShape;
+use crate::step::{Accepted, too_long, unknown};
 use crate::weights::Compute;
 
-const NAME: &str = "native";
+pub(crate) const NAME: &str = "native";
 /// Above this many threads a processor's memory is busy anyway; it also bounds what a configuration can ask for.
 const MAX_THREADS: usize = 64;
 
 /// The reference engine. See the [crate's front page](crate).
 pub struct NativeEngine {
     /// Tells this engine's handles from another's.
-    id: u64,
-    model: Loaded,
-    capability: Capability,
+    pub(crate) id: u64,
+    pub(crate) model: Loaded,
+    pub(crate) capability: Capability,
     max_image_patches: usize,
     evidence: DeviceEvidence,
-    compute: Compute,
+    pub(crate) compute: Compute,
     /// The threads, when there are several.
-    threads: Option<rayon::ThreadPool>,
-    pool: Pool,
-    sequences: HashMap<SeqId, Sequence>,
+    pub(crate) threads: Option<rayon::ThreadPool>,
+    pub(crate) pool: Pool,
+    pub(crate) sequences: HashMap<SeqId, Sequence>,
     adapters: HashMap<AdapterKey, Arc<Adapter>>,
     images: HashMap<u64, Encoding>,
     finished: HashMap<u64, Vec<StepOutcome>>,
@@ -49,10 +49,10 @@ pub struct NativeEngine {
 }
 
 /// What an [`ImageHandle`] holds.
-struct EncodedImage {
-    engine: u64,
+pub(crate) struct EncodedImage {
+    pub(crate) engine: u64,
     /// `[tokens, hidden]`.
-    embeddings: Vec<f32>,
+    pub(crate) embeddings: Vec<f32>,
     _counted: Counted,
 }
 
@@ -60,13 +60,6 @@ struct EncodedImage {
 struct ParkedPast {
     engine: u64,
     sequence: Sequence,
-}
-
-/// A step that was accepted.
-struct Accepted<'a> {
-    /// Its place among the steps.
-    index: usize,
-    step: &'a Step<'a>,
 }
 
 impl NativeEngine {
@@ -136,6 +129,14 @@ impl NativeEngine {
         })
     }
 
+    /// The embeddings of an encoded image, `[tokens, hidden]`: what stands in a sequence in place of token embeddings.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidRequest`] for an image that another engine encoded.
+    pub fn image_embeddings<'a>(&self, image: &'a ImageHandle) -> Result<&'a [f32]> {
+        self.image(image, &(0..image.tokens())).map_err(|error| error.with_backend(NAME))
+    }
+
     fn next_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
@@ -160,7 +161,7 @@ impl NativeEngine {
         self.pool.admit(1).map_err(|error| error.with_backend(NAME))
     }
 
-    fn sequence(&self, seq: SeqId) -> Result<&Sequence> {
+    pub(crate) fn sequence(&self, seq: SeqId) -> Result<&Sequence> {
         self.sequences.get(&seq).ok_or_else(|| unknown(seq))
     }
 
@@ -174,166 +175,6 @@ impl NativeEngine {
                 .with_context("generation", binding.key.generation.to_string())),
         };
         set.bindings().iter().map(find).collect()
-    }
-
-    /// The embeddings of an image's tokens.
-    fn image<'a>(&self, image: &'a ImageHandle, tokens: &std::ops::Range<usize>) -> Result<&'a [f32]> {
-        let payload: &EncodedImage = image.payload()?;
-        if payload.engine != self.id {
-            return Err(Error::new(ErrorKind::InvalidRequest, "this image was encoded by another engine"));
-        }
-        let hidden = self.model.info.hidden_size;
-        let bytes = || payload.embeddings.get(tokens.start.checked_mul(hidden)?..tokens.end.checked_mul(hidden)?);
-        bytes().ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidRequest,
-                format!("tokens {tokens:?} are not among the image's {}", payload.embeddings.len() / hidden),
-            )
-        })
-    }
-
-    /// Checks one step and makes room for it. When this fails nothing of the sequence's past has changed.
-    fn prepare(&mut self, step: &Step<'_>) -> Result<()> {
-        let len = self.sequence(step.seq)?.len();
-        match &step.input {
-            StepInput::Tokens(tokens) => {
-                let vocab = self.model.info.vocab_size;
-                if let Some(stranger) = tokens.iter().find(|&&token| token as usize >= vocab) {
-                    return Err(Error::new(
-                        ErrorKind::InvalidRequest,
-                        format!("a token is beyond the vocabulary of {vocab}"),
-                    )
-                    .with_context("token", stranger.to_string()));
-                }
-            }
-            StepInput::Image { image, tokens } => drop(self.image(image, tokens)?),
-        }
-        let count = step.input.len();
-        if step.positions.len() != count {
-            return Err(Error::new(
-                ErrorKind::InvalidRequest,
-                format!("{} positions were given for {count} tokens", step.positions.len()),
-            ));
-        }
-        if let Want::TopK { .. } = step.want {
-            return Err(Error::unsupported(NAME, "top k on the device"));
-        }
-        if len.saturating_add(count) > self.capability.max_sequence_tokens {
-            return Err(too_long(len, count, self.capability.max_sequence_tokens));
-        }
-        let pool = &self.pool;
-        self.sequences.get_mut(&step.seq).map_or_else(|| Err(unknown(step.seq)), |sequence| sequence.grow(pool, count))
-    }
-
-    /// Runs the accepted steps; one output per step, in order.
-    fn run(&mut self, accepted: &[Accepted<'_>]) -> Result<Vec<StepOutput>> {
-        let hidden = self.model.info.hidden_size;
-        let mut batch = Batch { items: Vec::with_capacity(accepted.len()), positions: Vec::new() };
-        let mut x = Vec::new();
-        for Accepted { step, .. } in accepted {
-            let start = batch.positions.len();
-            batch.positions.extend_from_slice(step.positions);
-            match &step.input {
-                StepInput::Tokens(tokens) => {
-                    for &token in *tokens {
-                        let at = x.len();
-                        x.resize(at + hidden, 0.0);
-                        self.model.text.embed(self.compute, token, &mut x[at..]);
-                    }
-                }
-                StepInput::Image { image, tokens } => x.extend_from_slice(self.image(image, tokens)?),
-            }
-            // Taken out while it is written to; what it holds stays counted.
-            let sequence = self.sequences.remove(&step.seq).ok_or_else(|| unknown(step.seq))?;
-            batch.items.push(Item { sequence, start, count: step.input.len() });
-        }
-
-        let (text, compute) = (&self.model.text, self.compute);
-        let wants: Vec<usize> = accepted.iter().map(|one| logit_rows(one.step.want, one.step.input.len())).collect();
-        let mut compute_all = || {
-            text.forward(compute, &mut batch, &mut x);
-            // The head is the largest matrix: it is read once for all rows that are wanted.
-            let mut wanted = Vec::new();
-            for (count, item) in wants.iter().zip(&batch.items) {
-                let end = (item.start + item.count) * hidden;
-                wanted.extend_from_slice(&x[end - count * hidden..end]);
-            }
-            let normed = text.finish(compute, &wanted);
-            let mut logits = text.logits(compute, &normed);
-            let vocab = text.shape.vocab;
-            let mut row = 0;
-            for (count, item) in wants.iter().zip(&batch.items) {
-                let rows = &normed[row * hidden..][..count * hidden];
-                item.sequence.change_head(compute, rows, &mut logits[row * vocab..][..count * vocab]);
-                row += count;
-            }
-            logits
-        };
-        let logits = match &self.threads {
-            Some(threads) => threads.install(compute_all),
-            None => compute_all(),
-        };
-
-        let vocab = self.model.info.vocab_size;
-        let mut rest = logits.as_slice();
-        let mut take = |rows: usize| {
-            let (mine, others) = rest.split_at((rows * vocab).min(rest.len()));
-            rest = others;
-            Logits::new(vocab, mine.to_vec()).map(StepOutput::Logits)
-        };
-        let mut outputs = Vec::with_capacity(accepted.len());
-        for (Accepted { step, .. }, Item { mut sequence, start, count }) in accepted.iter().zip(batch.items) {
-            sequence.advance(count);
-            self.sequences.insert(step.seq, sequence);
-            outputs.push(match step.want {
-                Want::Last | Want::All => take(logit_rows(step.want, count))?,
-                Want::Pooled(pooling) => {
-                    let rows = text.finish(compute, &x[start * hidden..][..count * hidden]);
-                    StepOutput::Pooled(pool(&rows, hidden, pooling))
-                }
-                Want::Nothing | Want::TopK { .. } => StepOutput::Nothing,
-            });
-        }
-        Ok(outputs)
-    }
-}
-
-/// Of how many rows, the last ones of a step, logits are wanted.
-fn logit_rows(want: Want<'_>, count: usize) -> usize {
-    match want {
-        Want::Last => 1,
-        Want::All => count,
-        Want::Nothing | Want::TopK { .. } | Want::Pooled(_) => 0,
-    }
-}
-
-fn unknown(seq: SeqId) -> Error {
-    Error::new(ErrorKind::NotFound, "no such sequence").with_backend(NAME).with_context("seq", seq.0.to_string())
-}
-
-fn too_long(len: usize, more: usize, limit: usize) -> Error {
-    Error::new(
-        ErrorKind::InvalidRequest,
-        format!("{more} more tokens after {len} exceed the {limit} that a sequence can hold"),
-    )
-    .with_backend(NAME)
-}
-
-/// Rows of `[rows, hidden]` as one.
-fn pool(rows: &[f32], hidden: usize, pooling: Pooling) -> Vec<f32> {
-    match pooling {
-        Pooling::Last => rows[rows.len() - hidden..].to_vec(),
-        Pooling::Mean => {
-            let mut mean = vec![0.0; hidden];
-            for row in rows.chunks_exact(hidden) {
-                for (mean, x) in mean.iter_mut().zip(row) {
-                    *mean += x;
-                }
-            }
-            let count = (rows.len() / hidden) as f32;
-            mean.iter_mut().for_each(|mean| *mean /= count);
-            mean
-        }
     }
 }
 

@@ -7,8 +7,7 @@ use crate::model::shape::{LayerKind, TextShape};
 
 /// There are kernels for the processor only, so everything is there.
 pub(crate) fn evidence(kernels: KernelSet, threads: usize, shape: &TextShape, vision: bool) -> DeviceEvidence {
-    let on_processor =
-        |component: String| Placement { component, device: Device::Cpu, allowed: false };
+    let on_processor = |component: String| Placement { component, device: Device::Cpu, allowed: false };
     let last = shape.layers.len().saturating_sub(1);
     let mut placements = vec![
         on_processor("token_embd".into()),

@@ -20,11 +20,7 @@ pub(crate) struct PageShape {
 impl PageShape {
     pub(crate) fn new(shape: &TextShape) -> Self {
         let attention = &shape.attention;
-        Self {
-            layers: shape.count(LayerKind::Attention),
-            kv_heads: attention.kv_heads,
-            head_dim: attention.head_dim,
-        }
+        Self { layers: shape.count(LayerKind::Attention), kv_heads: attention.kv_heads, head_dim: attention.head_dim }
     }
 
     /// Numbers of one head's keys in a page.

@@ -161,7 +161,12 @@ fn value_order(delta: &DeltaShape, width: usize) -> impl Iterator<Item = usize> 
 
 impl LowRank {
     /// Takes over a delta whose shape fits `(inputs, outputs)`.
-    fn new(delta: LoraDelta, (inputs, outputs): (usize, usize), target: Option<Target>, shape: &DeltaShape) -> Result<Self> {
+    fn new(
+        delta: LoraDelta,
+        (inputs, outputs): (usize, usize),
+        target: Option<Target>,
+        shape: &DeltaShape,
+    ) -> Result<Self> {
         if (delta.in_features, delta.out_features) != (inputs, outputs) {
             return Err(Error::new(
                 ErrorKind::InvalidAdapter,
@@ -226,9 +231,10 @@ impl Adapter {
                     };
                     let target = Target::parse(delta.path())
                         .ok_or_else(|| unknown("this is no linear layer of the model".into()))?;
-                    let kind = shape.layers.get(layer).ok_or_else(|| {
-                        unknown(format!("the model has {} layers", shape.layers.len()))
-                    })?;
+                    let kind = shape
+                        .layers
+                        .get(layer)
+                        .ok_or_else(|| unknown(format!("the model has {} layers", shape.layers.len())))?;
                     if target.kind().is_some_and(|wanted| wanted != *kind) {
                         return Err(unknown("this layer of the model is of the other kind".into()));
                     }

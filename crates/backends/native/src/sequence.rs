@@ -82,7 +82,7 @@ impl Sequence {
         pool.admit(pages.saturating_add(if new_state { pool.state.bytes() } else { 0 }))?;
 
         match &mut self.state {
-            Some(state) => drop(Arc::make_mut(state)),
+            Some(state) => _ = Arc::make_mut(state),
             None => self.state = Some(Arc::new(State::new(pool.state, &pool.ledger))),
         }
         if let Some(page) = self.pages.get_mut(self.len / PAGE) {

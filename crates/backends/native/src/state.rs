@@ -48,8 +48,7 @@ struct LayerState {
 impl State {
     /// The state of an empty past: zeros.
     pub(crate) fn new(shape: StateShape, ledger: &Arc<Ledger>) -> Self {
-        let layer =
-            || LayerState { recurrent: vec![0.0; shape.recurrent], window: vec![0.0; shape.window] };
+        let layer = || LayerState { recurrent: vec![0.0; shape.recurrent], window: vec![0.0; shape.window] };
         Self {
             layers: (0..shape.layers).map(|_| layer()).collect(),
             _counted: Counted::new(ledger, Kind::State, shape.bytes()),

@@ -158,18 +158,18 @@ unsafe fn row_group<L: Lanes, F: Format<N>, const N: usize, const R: usize, cons
         }};
     }
     while token < tokens {
+        // Tiles beyond `T` are never compiled: the conditions are constants.
         match (tokens - token).min(T) {
             1 => run!(1),
-            2 => run!(2),
-            3 => run!(3),
-            4 => run!(4),
-            5 => run!(5),
-            _ => run!(6),
+            2 if T >= 2 => run!(2),
+            3 if T >= 3 => run!(3),
+            _ if T >= 4 => run!(4),
+            _ => break,
         }
     }
 }
 
-/// See [`Matmul`]. `R` rows and at most `T` ≤ 6 tokens are worked on at once; neither changes a result.
+/// See [`Matmul`]. `R` rows and at most `T` ≤ 4 tokens are worked on at once; neither changes a result.
 #[inline(always)]
 pub(super) unsafe fn matmul<L: Lanes, F: Format<N>, const N: usize, const R: usize, const T: usize>(
     mut job: Matmul<'_>,

@@ -14,8 +14,8 @@ mod lanes;
 mod x86;
 
 use consort_core::{Error, ErrorKind, Result};
-pub(crate) use generic::{DeltaStep, Matmul};
 use generic::{Bf16, F16, F32, Q8_0};
+pub(crate) use generic::{DeltaStep, Matmul};
 use lanes::Portable;
 
 /// How the numbers of a matrix are stored.
@@ -62,9 +62,8 @@ impl KernelSet {
         let mut sets = vec![Self(Set::Portable)];
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             if avx2 {
                 sets.push(Self(Set::Avx2));
             }
@@ -136,7 +135,7 @@ macro_rules! kernel {
                 fn avx512($($arg: $type),*) $(-> $ret)? {
                     type $lanes = x86::Avx512;
                     const $rows: usize = 2;
-                    const $tokens: usize = 6;
+                    const $tokens: usize = 4;
                     // SAFETY: this function is compiled for the features, and called where they were detected.
                     #[allow(unused_unsafe)]
                     unsafe { $body }

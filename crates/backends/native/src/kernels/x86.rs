@@ -24,12 +24,7 @@ impl Lanes for Avx2 {
         let at = from.as_ptr();
         // SAFETY: the caller has made sure of AVX; 4 · 8 numbers lie inside `from`, and the loads need no alignment.
         unsafe {
-            [
-                _mm256_loadu_ps(at),
-                _mm256_loadu_ps(at.add(8)),
-                _mm256_loadu_ps(at.add(16)),
-                _mm256_loadu_ps(at.add(24)),
-            ]
+            [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8)), _mm256_loadu_ps(at.add(16)), _mm256_loadu_ps(at.add(24))]
         }
     }
 
@@ -92,12 +87,7 @@ impl Lanes for Avx2 {
     unsafe fn mul(a: Self::Block, b: Self::Block) -> Self::Block {
         // SAFETY: the caller has made sure of AVX.
         unsafe {
-            [
-                _mm256_mul_ps(a[0], b[0]),
-                _mm256_mul_ps(a[1], b[1]),
-                _mm256_mul_ps(a[2], b[2]),
-                _mm256_mul_ps(a[3], b[3]),
-            ]
+            [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1]), _mm256_mul_ps(a[2], b[2]), _mm256_mul_ps(a[3], b[3])]
         }
     }
 
@@ -169,8 +159,7 @@ impl Lanes for Avx512 {
         unsafe {
             let scale = _mm512_set1_ps(f16_to_f32(u16::from_le_bytes([from[0], from[1]])));
             let at = from.as_ptr().add(2).cast::<__m128i>();
-            let widen =
-                |bits: __m128i| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bits)), scale);
+            let widen = |bits: __m128i| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bits)), scale);
             [widen(_mm_loadu_si128(at)), widen(_mm_loadu_si128(at.add(1)))]
         }
     }

@@ -43,8 +43,13 @@ impl Attention {
     /// The layer's output for normalised rows `x` of `[rows, hidden]`. Keys and values are appended to each sequence.
     /// `layer` counts all layers, `slot` the attention layers.
     pub(crate) fn forward(
-        &self, compute: Compute, shape: &TextShape, batch: &mut Batch, (layer, slot): (usize, usize),
-        angles: &[Angles], x: &[f32],
+        &self,
+        compute: Compute,
+        shape: &TextShape,
+        batch: &mut Batch,
+        (layer, slot): (usize, usize),
+        angles: &[Angles],
+        x: &[f32],
     ) -> Vec<f32> {
         let a = &shape.attention;
         let (kernels, dim) = (compute.kernels, a.head_dim);

@@ -38,7 +38,11 @@ impl Batch {
 
     /// `matrix` times each row of `x`, and what each sequence's adapters add to it.
     pub(crate) fn linear(
-        &self, compute: Compute, matrix: &Matrix, (layer, target): (usize, Target), x: &[f32],
+        &self,
+        compute: Compute,
+        matrix: &Matrix,
+        (layer, target): (usize, Target),
+        x: &[f32],
     ) -> Vec<f32> {
         let mut out = matrix.times(compute, x);
         let (rows, cols) = (matrix.rows(), x.len() / self.rows().max(1));
@@ -56,7 +60,11 @@ impl Batch {
 
 /// Runs `change(index, row)` for each row of `width` numbers, on several threads when `work` multiply-adds are worth it.
 pub(crate) fn each_row(
-    compute: Compute, work: usize, rows: &mut [f32], width: usize, change: impl Fn(usize, &mut [f32]) + Sync,
+    compute: Compute,
+    work: usize,
+    rows: &mut [f32],
+    width: usize,
+    change: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     if compute.is_parallel(work) {
         let each = (rows.len() / width).div_ceil(compute.threads * 4).max(1);

@@ -72,7 +72,12 @@ impl DeltaNet {
     /// The layer's output for normalised rows `x` of `[rows, hidden]`; each sequence's state advances. `layer` counts all
     /// layers, `slot` the delta net layers.
     pub(crate) fn forward(
-        &self, compute: Compute, shape: &TextShape, batch: &mut Batch, (layer, slot): (usize, usize), x: &[f32],
+        &self,
+        compute: Compute,
+        shape: &TextShape,
+        batch: &mut Batch,
+        (layer, slot): (usize, usize),
+        x: &[f32],
     ) -> Vec<f32> {
         let d = &shape.delta;
         let kernels = compute.kernels;
@@ -100,8 +105,7 @@ impl DeltaNet {
                 for (row, read) in rows.chunks_exact(d.value_dim).enumerate() {
                     let at = (item.start + row) * d.values() + head * d.value_dim;
                     let gate = &mut gate[at..at + d.value_dim];
-                    let scale =
-                        1.0 / (kernels.dot(read, read) / d.value_dim as f32 + shape.epsilon).sqrt();
+                    let scale = 1.0 / (kernels.dot(read, read) / d.value_dim as f32 + shape.epsilon).sqrt();
                     for ((gate, read), w) in gate.iter_mut().zip(read).zip(&self.norm) {
                         *gate *= read * scale * w;
                     }
@@ -114,7 +118,12 @@ impl DeltaNet {
     /// The causal convolution with its activation, and queries and keys normalised per head. Each sequence keeps the last
     /// rows for the next step.
     fn convolve(
-        &self, compute: Compute, shape: &TextShape, batch: &mut Batch, slot: usize, projected: &[f32],
+        &self,
+        compute: Compute,
+        shape: &TextShape,
+        batch: &mut Batch,
+        slot: usize,
+        projected: &[f32],
     ) -> Vec<f32> {
         let d = &shape.delta;
         let (kernels, channels, window) = (compute.kernels, d.channels(), d.conv - 1);
@@ -152,7 +161,11 @@ impl DeltaNet {
 
     /// Runs the rule over each sequence's rows: `[sequence][head][row][dv]`.
     fn recur(
-        &self, compute: Compute, shape: &TextShape, batch: &mut Batch, slot: usize,
+        &self,
+        compute: Compute,
+        shape: &TextShape,
+        batch: &mut Batch,
+        slot: usize,
         (mixed, decay, beta): (&[f32], &[f32], &[f32]),
     ) -> Vec<f32> {
         let d = &shape.delta;

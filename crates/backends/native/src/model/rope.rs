@@ -43,8 +43,7 @@ impl Rope {
     /// What turns a token at `position`.
     pub(crate) fn angles(&self, position: Position) -> Angles {
         let components = [position.t, position.h, position.w].map(|component| component as f32);
-        let (sin, cos) =
-            self.pairs.iter().map(|&(axis, frequency)| (components[axis] * frequency).sin_cos()).unzip();
+        let (sin, cos) = self.pairs.iter().map(|&(axis, frequency)| (components[axis] * frequency).sin_cos()).unzip();
         Angles { cos, sin }
     }
 }

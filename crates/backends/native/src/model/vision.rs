@@ -6,14 +6,17 @@ use std::sync::Arc;
 use consort_core::{Error, ErrorKind, ImageSource, PatchGrid, Position, Result};
 use consort_gguf::{Gguf, Metadata};
 
+use rayon::prelude::*;
+
 use super::batch::each_row;
 use super::norm;
 use super::rope::{Angles, Rope};
+use crate::kernels::{Format, Matmul};
 use crate::weights::{Compute, Matrix, vector};
 
 /// Multiply-adds of one [`advance`](VisionModel::advance): a fraction of a second on one core.
 const WORK_PER_CALL: usize = 4 << 30;
-/// Rows that are worked on at once.
+/// Rows that are worked on at once, rounded down to whole tokens.
 const ROWS_PER_PART: usize = 256;
 const MAX_BLOCKS: usize = 1024;
 
@@ -101,6 +104,10 @@ pub(crate) struct Encoding {
     x: Vec<f32>,
     /// Queries, keys, values of the current block, `[patches, 3 · hidden]`; queries and keys are rotated.
     qkv: Vec<f32>,
+    /// `[tokens, text hidden]`, as far as they are.
+    embeddings: Vec<f32>,
+    /// Rows that are worked on at once: a multiple of the patches of a token.
+    part: usize,
     stage: Stage,
 }
 
@@ -110,7 +117,7 @@ enum Stage {
     Embed(usize),
     Project { block: usize, row: usize },
     Mix { block: usize, row: usize },
-    Merge,
+    Merge(usize),
 }
 
 impl Encoding {
@@ -120,7 +127,7 @@ impl Encoding {
 
     /// Rows `row..` of the next part.
     fn part(&self, row: usize) -> Range<usize> {
-        row..(row + ROWS_PER_PART).min(self.grid.patches())
+        row..(row + self.part).min(self.grid.patches())
     }
 }
 
@@ -178,8 +185,7 @@ impl VisionModel {
             return Err(invalid(&key("attention.layer_norm_epsilon"), "this must lie between 0 and 1"));
         }
         let pixels = 3 * patch * patch;
-        let frame =
-            |name: &str| Matrix::open_as(file, name, &[patch, patch, 3, hidden], hidden, pixels);
+        let frame = |name: &str| Matrix::open_as(file, name, &[patch, patch, 3, hidden], hidden, pixels);
         let block = |index: usize| {
             let name = |name: &str| format!("v.blk.{index}.{name}");
             Ok(Block {
@@ -222,7 +228,9 @@ impl VisionModel {
                 .with_context("grid", format!("{} × {} × {}", grid.t, grid.h, grid.w)))
         };
         if grid.merge != merge || !grid.h.is_multiple_of(merge) || !grid.w.is_multiple_of(merge) {
-            return refuse(format!("the image was not prepared for this model, which merges {merge} × {merge} patches"));
+            return refuse(format!(
+                "the image was not prepared for this model, which merges {merge} × {merge} patches"
+            ));
         }
         let patches = [grid.t, grid.h, grid.w].iter().try_fold(1_usize, |all, &side| all.checked_mul(side as usize));
         let Some(patches) = patches.filter(|patches| (1..=max_patches).contains(patches)) else {
@@ -239,6 +247,8 @@ impl VisionModel {
             angles: (0..patches).map(|index| self.angles(grid, index)).collect(),
             x: Vec::with_capacity(patches * self.hidden),
             qkv: Vec::with_capacity(patches * 3 * self.hidden),
+            embeddings: Vec::new(),
+            part: ROWS_PER_PART / (self.merge * self.merge) * (self.merge * self.merge),
             stage: Stage::Embed(0),
         })
     }
@@ -265,7 +275,8 @@ impl VisionModel {
                 Stage::Embed(row) => self.embed(compute, image, row),
                 Stage::Project { block, row } => self.project(compute, image, block, row),
                 Stage::Mix { block, row } => self.mix(compute, image, block, row),
-                Stage::Merge => return Some(self.merge(compute, image)),
+                Stage::Merge(row) if row == image.grid.patches() => return Some(std::mem::take(&mut image.embeddings)),
+                Stage::Merge(row) => self.merge(compute, image, row),
             };
             left = left.checked_sub(work)?;
         }
@@ -275,19 +286,18 @@ impl VisionModel {
     fn embed(&self, compute: Compute, image: &mut Encoding, row: usize) -> usize {
         let rows = image.part(row);
         let frame = self.patch * self.patch;
-        for index in rows.clone() {
-            let patch = &image.patches[index * 6 * frame..][..6 * frame];
-            // A patch is [channel][frame][y][x]; the weights come by frame.
-            let mut sum = self.position(image.grid, index);
-            for (which, weights) in self.frames.iter().enumerate() {
-                let pixels: Vec<f32> =
-                    patch.chunks_exact(2 * frame).flat_map(|channel| &channel[which * frame..][..frame]).copied().collect();
-                for (sum, part) in sum.iter_mut().zip(weights.times(compute, &pixels)) {
-                    *sum += part;
-                }
-            }
-            image.x.extend(sum.iter().zip(&self.patch_bias).map(|(sum, bias)| sum + bias));
+        let patches = &image.patches[rows.start * 6 * frame..rows.end * 6 * frame];
+        let mut x: Vec<f32> = rows.clone().flat_map(|index| self.position(image.grid, index)).collect();
+        for row in x.chunks_exact_mut(self.hidden) {
+            add(row, &self.patch_bias);
         }
+        for (which, weights) in self.frames.iter().enumerate() {
+            // A patch is [channel][frame][y][x]; the weights come by frame.
+            let channels = patches.chunks_exact(2 * frame);
+            let pixels: Vec<f32> = channels.flat_map(|channel| &channel[which * frame..][..frame]).copied().collect();
+            add(&mut x, &weights.times(compute, &pixels));
+        }
+        image.x.extend_from_slice(&x);
         if rows.end == image.grid.patches() {
             image.patches = Vec::new();
             image.stage = Stage::Project { block: 0, row: 0 };
@@ -321,7 +331,7 @@ impl VisionModel {
     /// Queries, keys and values of some rows.
     fn project(&self, compute: Compute, image: &mut Encoding, block: usize, row: usize) -> usize {
         let Some(weights) = self.blocks.get(block) else {
-            image.stage = Stage::Merge;
+            image.stage = Stage::Merge(0);
             return 0;
         };
         let rows = image.part(row);
@@ -351,30 +361,29 @@ impl VisionModel {
         let rows = image.part(row);
         let frame = image.grid.h as usize * image.grid.w as usize;
         let frames = rows.start / frame..(rows.end - 1) / frame + 1;
-        let mut mixed = vec![0.0; rows.len() * hidden];
-        let scale = 1.0 / (dim as f32).sqrt();
-        for head in 0..self.heads {
-            for frame_index in frames.clone() {
-                let all = frame_index * frame..(frame_index + 1) * frame;
+        let qkv = &image.qkv;
+        // Of one head: `[rows, dim]`.
+        let attend = |head: usize| -> Vec<f32> {
+            let gather = |part: usize, rows: Range<usize>| -> Vec<f32> {
+                let at = part * hidden + head * dim;
+                rows.flat_map(|row| &qkv[row * 3 * hidden + at..][..dim]).copied().collect()
+            };
+            let frames = frames.clone().flat_map(|index| {
+                let all = index * frame..(index + 1) * frame;
                 let mine = rows.start.max(all.start)..rows.end.min(all.end);
-                // The head's keys and values, each contiguous.
-                let gather = |part: usize| -> Vec<f32> {
-                    let at = part * hidden + head * dim;
-                    all.clone().flat_map(|row| &image.qkv[row * 3 * hidden + at..][..dim]).copied().collect()
-                };
-                let (keys, values) = (gather(1), gather(2));
-                let mut out = vec![0.0; mine.len() * dim];
-                each_row(compute, mine.len() * keys.len() * 2, &mut out, dim, |index, out| {
-                    let query = &image.qkv[(mine.start + index) * 3 * hidden + head * dim..][..dim];
-                    let mut weights = vec![0.0; frame];
-                    compute.kernels.attention_scores(query, &keys, scale, &mut weights);
-                    compute.kernels.softmax(&mut weights);
-                    compute.kernels.attention_values(&weights, &values, out);
-                });
-                for (index, out) in out.chunks_exact(dim).enumerate() {
-                    let to = (mine.start + index - rows.start) * hidden + head * dim;
-                    mixed[to..to + dim].copy_from_slice(out);
-                }
+                self.attend(compute, dim, &gather(0, mine), &gather(1, all.clone()), &gather(2, all))
+            });
+            frames.collect()
+        };
+        let heads: Vec<Vec<f32>> = if compute.is_parallel(rows.len() * frame * hidden) {
+            (0..self.heads).into_par_iter().map(attend).collect()
+        } else {
+            (0..self.heads).map(attend).collect()
+        };
+        let mut mixed = vec![0.0; rows.len() * hidden];
+        for (head, out) in heads.iter().enumerate() {
+            for (row, out) in mixed.chunks_exact_mut(hidden).zip(out.chunks_exact(dim)) {
+                row[head * dim..][..dim].copy_from_slice(out);
             }
         }
         let x = &mut image.x[rows.start * hidden..rows.end * hidden];
@@ -392,16 +401,47 @@ impl VisionModel {
         rows.len() * hidden * (hidden + 2 * self.mlp + 2 * frame)
     }
 
-    /// Merges squares of patches into tokens.
-    fn merge(&self, compute: Compute, image: &Encoding) -> Vec<f32> {
-        let normed = self.norm.forward(compute, &image.x, self.epsilon);
+    /// Attention of `queries` to all of `keys` and `values`, each `[rows, dim]`.
+    fn attend(&self, compute: Compute, dim: usize, queries: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
+        let (kernels, count, rows) = (compute.kernels, keys.len() / dim, queries.len() / dim);
+        let times = |weights: &[f32], cols: usize, x: &[f32], stride: usize| -> Vec<f32> {
+            let mut out = vec![0.0; rows * stride];
+            let weights = bytemuck::cast_slice(weights);
+            kernels.matmul(
+                Format::F32,
+                Matmul { weights, row_bytes: 4 * cols, x, cols, out: &mut out, stride, offset: 0 },
+            );
+            out
+        };
+        let mut weights = times(keys, dim, queries, count);
+        let scale = 1.0 / (dim as f32).sqrt();
+        for weights in weights.chunks_exact_mut(count) {
+            weights.iter_mut().for_each(|weight| *weight *= scale);
+            kernels.softmax(weights);
+        }
+        let mut columns = vec![0.0; values.len()];
+        for (row, value) in values.chunks_exact(dim).enumerate() {
+            for (column, x) in value.iter().enumerate() {
+                columns[column * count + row] = *x;
+            }
+        }
+        times(&columns, count, &weights, dim)
+    }
+
+    /// Merges squares of patches into tokens, for some rows.
+    fn merge(&self, compute: Compute, image: &mut Encoding, row: usize) -> usize {
+        let rows = image.part(row);
+        let x = &image.x[rows.start * self.hidden..rows.end * self.hidden];
         // Patches of a square are neighbours, so `[patches, hidden]` is `[tokens, merge² · hidden]`.
-        let mut wide = self.merger[0].forward(compute, &normed);
+        let mut wide = self.merger[0].forward(compute, &self.norm.forward(compute, x, self.epsilon));
         for x in &mut wide {
             // The exact GELU here, as the reference has it, and not the tanh form of the blocks.
             *x = 0.5 * *x * (1.0 + libm::erff(*x * std::f32::consts::FRAC_1_SQRT_2));
         }
-        self.merger[1].forward(compute, &wide)
+        image.embeddings.extend_from_slice(&self.merger[1].forward(compute, &wide));
+        image.stage = Stage::Merge(rows.end);
+        let merged = self.merge * self.merge * self.hidden;
+        wide.len() * (merged + self.merger[1].bias.len())
     }
 }
 

@@ -1,0 +1,214 @@
+//! Damaged model files: typed errors or meaningless logits, never a panic, never much memory.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::path::Path;
+
+use common::*;
+use consort_core::*;
+use consort_gguf::{Gguf, GgufWriter, TensorType};
+use consort_native::synthetic::SyntheticConfig;
+use consort_native::{NativeConfig, NativeEngine};
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound as u64) as usize
+    }
+}
+
+/// Loads the two files and, if they load, runs some tokens and a picture. Whether they loaded.
+fn survive(text: &Path, vision: Option<&Path>) -> bool {
+    let config = NativeConfig { vision: vision.map(Into::into), max_image_patches: 64, ..config() };
+    let mut engine = match NativeEngine::load(NativeConfig { text: text.into(), ..config }) {
+        Ok(engine) => engine,
+        Err(error) => {
+            let kind = error.kind();
+            assert!(matches!(kind, ErrorKind::InvalidModel | ErrorKind::Unsupported), "{error}");
+            return false;
+        }
+    };
+    let Ok(seq) = engine.open(&AdapterSet::none()) else { return true };
+    let positions = at(0, 3);
+    let step = Step { seq, input: StepInput::Tokens(&[1, 2, 3]), positions: &positions, want: Want::All };
+    submit(&mut engine, &[step]);
+    if vision.is_some()
+        && let Ok(mut job) = engine.begin_image(picture(2, 2, 1))
+    {
+        while let Ok(ImageProgress::Pending(next)) = engine.advance_image(job) {
+            job = next;
+        }
+    }
+    assert!(engine.memory().kv_cache + engine.memory().recurrent_state < 64 << 20);
+    true
+}
+
+/// Where the metadata and the tensor table end, roughly: the first tensor's data is behind them.
+fn header(file: &[u8]) -> usize {
+    let gguf = Gguf::from_bytes(file.to_vec()).unwrap();
+    let first = gguf.tensors().next().unwrap();
+    let data = gguf.tensor_data(first).to_vec();
+    file.windows(data.len()).position(|window| window == data).unwrap()
+}
+
+#[test]
+fn flipped_bits_do_no_harm() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text, vision) = files();
+    let (text_path, vision_path) = (folder.path().join("text.gguf"), folder.path().join("vision.gguf"));
+    let mut random = Random(0x5eed);
+    let (mut loaded, mut refused) = (0, 0);
+    for (file, path, other) in [(text, &text_path, vision), (vision, &vision_path, text)] {
+        let (header, is_text) = (header(file), path == &text_path);
+        let other_path = if is_text { &vision_path } else { &text_path };
+        std::fs::write(other_path, other).unwrap();
+        for case in 0..1200 {
+            let mut bytes = file.to_vec();
+            // Mostly the header, where structure is; sometimes the weights.
+            let reach = if case % 8 == 0 { bytes.len() } else { header };
+            for _ in 0..=random.below(3) {
+                bytes[random.below(reach)] ^= 1 << random.below(8);
+            }
+            std::fs::write(path, &bytes).unwrap();
+            let survived = if is_text { survive(path, None) } else { survive(&text_path, Some(&vision_path)) };
+            *(if survived { &mut loaded } else { &mut refused }) += 1;
+        }
+    }
+    println!("{loaded} damaged models ran, {refused} were refused");
+    assert!(loaded > 100 && refused > 1000);
+}
+
+#[test]
+fn truncated_files_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text.gguf");
+    let (text, _) = files();
+    let mut random = Random(7);
+    for _ in 0..300 {
+        std::fs::write(&path, &text[..random.below(text.len())]).unwrap();
+        assert!(!survive(&path, None));
+    }
+    std::fs::remove_file(&path).unwrap();
+    let error = NativeEngine::load(NativeConfig { text: path.as_path().into(), ..config() }).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+/// The tiny text model with one thing changed.
+fn altered(change: impl Fn(&mut GgufWriter<'_>, &str) -> bool) -> Vec<u8> {
+    let (text, _) = files();
+    let gguf = Gguf::from_bytes(text.to_vec()).unwrap();
+    let mut writer = GgufWriter::with_metadata(gguf.metadata().clone());
+    change(&mut writer, "");
+    for info in gguf.tensors() {
+        if !change(&mut writer, &info.name) {
+            writer.add_tensor_bytes(&info.name, &info.dims, info.kind, gguf.tensor_data(info)).unwrap();
+        }
+    }
+    let mut file = Vec::new();
+    writer.write(&mut file).unwrap();
+    file
+}
+
+fn refusal(file: Vec<u8>) -> Error {
+    NativeEngine::load(NativeConfig { vision: None, ..NativeConfig { text: (&*file.leak()).into(), ..config() } })
+        .err()
+        .unwrap()
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let with = |key: &'static str, value: u32| {
+        refusal(altered(move |writer, name| {
+            if name.is_empty() {
+                writer.set(key, value);
+            }
+            false
+        }))
+    };
+    for (key, value, names) in [
+        ("qwen35.embedding_length", 64, "token_embd.weight"),
+        ("qwen35.feed_forward_length", 63, "ffn_gate"),
+        ("qwen35.attention.head_count", 3, "head_count_kv"),
+        ("qwen35.attention.head_count", 2, "attn_q.weight"),
+        ("qwen35.attention.value_length", 16, "value_length"),
+        ("qwen35.rope.dimension_count", 33, "dimension_count"),
+        ("qwen35.ssm.group_count", 3, "group_count"),
+        ("qwen35.ssm.state_size", 16, "attn_qkv"),
+        ("qwen35.ssm.inner_size", 3, "inner_size"),
+        ("qwen35.ssm.conv_kernel", 5, "ssm_conv1d"),
+        ("qwen35.block_count", 5, "blk.4"),
+        ("qwen35.block_count", 0, "block_count"),
+        ("qwen35.nextn_predict_layers", 4, "block_count"),
+        ("qwen35.full_attention_interval", 0, "full_attention_interval"),
+        ("qwen35.full_attention_interval", 2, "blk.1"),
+        ("tokenizer.ggml.eos_token_id", 96, "eos_token_id"),
+    ] {
+        let error = with(key, value);
+        assert_eq!(error.kind(), ErrorKind::InvalidModel, "{key} {value}");
+        assert!(error.to_string().contains(names), "{key} {value}: {error}");
+    }
+    let missing = refusal(altered(|_, name| name == "blk.2.ssm_out.weight"));
+    assert!(missing.to_string().contains("blk.2.ssm_out.weight"), "{missing}");
+    let quantized = refusal(altered(|writer, name| {
+        let is_it = name == "blk.2.ssm_out.weight";
+        if is_it {
+            writer.add_tensor_bytes(name, &[128, 32], TensorType::Q4_0, vec![0; 128 * 32 / 32 * 18]).unwrap();
+        }
+        is_it
+    }));
+    assert_eq!(quantized.kind(), ErrorKind::Unsupported);
+    assert!(quantized.to_string().contains("Q4_0"), "{quantized}");
+    let experts = refusal(altered(|writer, name| {
+        if name.is_empty() {
+            writer.set("general.architecture", "qwen35moe");
+        }
+        false
+    }));
+    assert_eq!(experts.kind(), ErrorKind::Unsupported);
+    assert!(experts.to_string().contains("experts"), "{experts}");
+}
+
+#[test]
+fn draft_layers_are_passed_over() {
+    // Four layers and a fifth for drafts, which the engine need not even find.
+    let file = altered(|writer, name| {
+        if name.is_empty() {
+            writer.set("qwen35.block_count", 5_u32).set("qwen35.nextn_predict_layers", 1_u32);
+        }
+        false
+    });
+    let mut with = NativeEngine::load(NativeConfig { text: (&*file.leak()).into(), ..config() }).unwrap();
+    let mut without = engine();
+    assert_eq!(with.info().layers, 4);
+    let (a, b) = (open(&mut with), open(&mut without));
+    assert_eq!(feed(&mut with, a, 0, &[1, 2]), feed(&mut without, b, 0, &[1, 2]));
+}
+
+#[test]
+fn the_layers_can_be_listed() {
+    let listed = |flags: Vec<bool>| {
+        altered(move |writer, name| {
+            if name.is_empty() {
+                writer.set("qwen35.attention.recurrent_layers", flags.clone());
+            }
+            false
+        })
+    };
+    let file = listed(vec![true, true, true, false]);
+    NativeEngine::load(NativeConfig { text: (&*file.leak()).into(), ..config() }).unwrap();
+    assert!(refusal(listed(vec![true, true, true, true])).to_string().contains("blk.3"));
+    assert!(refusal(listed(vec![true])).to_string().contains("recurrent_layers"));
+}
+
+#[test]
+fn the_same_seed_makes_the_same_model() {
+    let (text, _) = files();
+    assert_eq!(SyntheticConfig::tiny().text().unwrap(), text);
+    let other = SyntheticConfig { seed: 2, ..SyntheticConfig::tiny() }.text().unwrap();
+    assert_ne!(other, text);
+}
