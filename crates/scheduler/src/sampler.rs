@@ -196,7 +196,7 @@ pub(crate) fn logprobs(row: &[f32], chosen: TokenId, count: usize) -> Result<Pos
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::print_stderr)]
     use proptest::prelude::*;
 
     use super::*;

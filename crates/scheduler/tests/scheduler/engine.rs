@@ -346,14 +346,12 @@ impl Engine for HashEngine {
         let hits = |least: usize| steps.iter().any(|s| s.input.len() >= least);
         let mut least = usize::MAX;
         if let Some(fault) = fault {
-            if let Fault::Batch(tokens) = fault {
-                if hits(tokens) {
-                    // It stays while the batch has neighbours, as a malformed step would.
-                    if steps.len() == 1 {
-                        self.control.faults.lock().unwrap().pop_front();
-                    }
-                    return Err(Error::new(ErrorKind::InvalidRequest, "malformed batch"));
+            if matches!(fault, Fault::Batch(tokens) if hits(tokens)) {
+                // It stays while the batch has neighbours, as a malformed step would.
+                if steps.len() == 1 {
+                    self.control.faults.lock().unwrap().pop_front();
                 }
+                return Err(Error::new(ErrorKind::InvalidRequest, "malformed batch"));
             }
             least = match fault {
                 Fault::Refuse(tokens, _) | Fault::Poison(tokens) | Fault::Nan(tokens) => tokens,

@@ -52,14 +52,14 @@ fn a_dropped_stream_frees_its_slot_within_one_step() {
 #[test]
 fn a_slow_reader_pauses_itself_alone() {
     let rig = Rig::new(Setup::default(), SchedulerConfig { event_buffer: 4, ..SchedulerConfig::default() });
-    let mut slow = rig.backend.generate(ask(&tokens(1, 5), 100)).unwrap().blocking();
+    let slow = rig.backend.generate(ask(&tokens(1, 5), 100)).unwrap().blocking();
     let quick = rig.backend.generate(ask(&tokens(2, 5), 200)).unwrap();
     assert_eq!(collect(quick).unwrap().ids.len(), 200);
     let metrics = rig.backend.metrics();
     assert!(metrics.generated_tokens <= 200 + 5, "{metrics:?}");
     assert_eq!(metrics.running, 1);
     let mut ids = Vec::new();
-    while let Some(event) = slow.next() {
+    for event in slow {
         if let Event::Tokens { ids: more, .. } = event.unwrap() {
             ids.extend(more);
         }

@@ -1,5 +1,5 @@
 //! The scheduler over engines that tell on it.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod cache;
 mod chat;
