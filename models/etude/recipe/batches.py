@@ -21,15 +21,14 @@ class Sample:
             s.target += [tg] * len(e)
 
 
-def picture_sample(codec, r, grid=(3, 3), style=None, plain_share=0.45):
+def picture_sample(codec, r, grid=(3, 3), style=None, kinds=scenes.WEIGHTS, plain_share=0.45):
     """Questions about one picture: plainly, under a system prompt, in a room, or among other talk."""
     held = False
     scene = scenes.scene(r, held)
     n = r.choice([2, 3, 3, 4, 4])
     qa = []
     while len(qa) < n:
-        t = scenes.ask(scene, r)
-        qa.append(t)
+        qa.append(scenes.ask(scene, r, weights=kinds))
     system = persona = None
     x = r.random()
     turns, image_at = [], 0
@@ -185,17 +184,17 @@ class Packer:
 
     def __init__(s, codec, seed, rows=12, length=192, mix=(0.5, 0.28, 0.22), style=None, sizes=(0.76, 0.12, 0.06, 0.06)):
         s.codec, s.r, s.rows, s.length, s.mix, s.style, s.sizes = codec, random.Random(seed), rows, length, mix, style, sizes
-        s.words = None
+        s.words, s.kinds = None, scenes.WEIGHTS
         s.waiting = {}
 
-    def change(s, mix, sizes):
+    def change(s, mix, sizes, kinds):
         """Another mixture from here on."""
-        s.mix, s.sizes = mix, sizes
+        s.mix, s.sizes, s.kinds = mix, sizes, kinds
 
     def sample(s, grid):
         x = s.r.random()
         if x < s.mix[0]:
-            return picture_sample(s.codec, s.r, grid, s.style)
+            return picture_sample(s.codec, s.r, grid, s.style, s.kinds)
         if x < s.mix[0] + s.mix[1]:
             return chat_sample(s.codec, s.r, s.style)
         return drill_sample(s.codec, s.r, s.style, s.words)

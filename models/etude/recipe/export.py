@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent.parent
 
-#: 9 visual tokens at least (96×96), 16 at most (128×128); larger and smaller pictures are scaled
-MIN_PIXELS, MAX_PIXELS = 96 * 96, 128 * 128
+#: 9 visual tokens at least (96×96), 12 at most (128×96): every square picture becomes 96×96, every 4:3 one 128×96
+MIN_PIXELS, MAX_PIXELS = 96 * 96, 128 * 96
 
 
 def write_json(path, value):

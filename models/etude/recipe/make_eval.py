@@ -3,7 +3,7 @@
 OUT/questions.jsonl has one question a line:
 
     id              "0001"
-    kind            colour, shape, position, where, count, exist, exist_colour, describe; room, persona; chat.TOPIC
+    kind            colour, shape, position, where, count, exist, exist_colour, describe; other_size; room, persona; chat.TOPIC
     image           file under OUT, or null
     shuffled_image  the picture of another scene, or null: with it the answer must fall to chance
     messages        OpenAI's form; the picture stands as an image_url whose url is `image`
@@ -25,14 +25,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import batches, chat, scenes
+from . import chat, scenes
 
 
-def picture(path, objs, r, small):
+def picture(path, objs, r, small, w=96, h=96):
     if small:
         img = scenes.render(objs, r, jitter=0.5, plain=True)
     else:
-        w, h = r.choices(batches.SIZES, (0.8, 0.1, 0.05, 0.05))[0]
         img = scenes.add_noise(scenes.render(objs, r, w, h), r, r.choice([0.0, 4.0, 4.0]))
     Image.fromarray(img).save(path, optimize=True)
 
@@ -81,6 +80,13 @@ def generate(out: Path, seed, n, small):
             system, persona, style = chat.system_prompt(r)
             q, a, th, _ = scenes.ask(objs, r)
             add("persona", q, chat.styled(style, a), th, name, other, held, system=system)
+
+    for i in range(0 if small else n):
+        objs = scenes.scene(r, False)
+        name = f"images/wide-{i:03}.png"
+        picture(out / name, objs, r, small, *r.choice([(128, 96), (96, 128)]))
+        q, a, th, _ = scenes.ask(objs, r)
+        add("other_size", q, a, th, name, everything[i][1])
 
     for topic in chat.TOPICS:
         for held in (False, True):

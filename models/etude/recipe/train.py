@@ -125,7 +125,7 @@ def trapezoid(step, steps, decay_from, warm=100, floor=0.01):
 def base_phase(model, heads, codec, work: Path, steps, decay_from, part="base", lr=2e-3, seed=1000, init=None, compiled=False, aux=0.2, vision_lr=0.3, decay=0.05, mixtures={}, **packer):
     """`part` names this stretch of training; `init` the one whose weights it starts from.
 
-    `mixtures`: {step: (mix, sizes)}, the shares of kinds of conversation and sizes of pictures from a step on.
+    `mixtures`: {step: (mix, sizes, kinds)}, the shares of conversations, sizes of pictures and questions from a step on.
     """
     done, ckpt = work / f"{part}.pt", work / f"{part}.ckpt"
     if done.exists():
@@ -183,7 +183,7 @@ def base_phase(model, heads, codec, work: Path, steps, decay_from, part="base", 
     ckpt.unlink(missing_ok=True)
 
 
-def mtp_phase(model, codec, work: Path, steps, lr=2e-3, seed=3000, part="mtp", **packer):
+def mtp_phase(model, codec, work: Path, steps, lr=2e-3, seed=3000, part="mtp", init=None, **packer):
     """Trains the MTP layer alone; gives it back.
 
     Engines disagree whether it is fed the trunk's hidden state before or after the final norm. Its own
@@ -194,6 +194,8 @@ def mtp_phase(model, codec, work: Path, steps, lr=2e-3, seed=3000, part="mtp", *
     if done.exists():
         mtp.load_state_dict(torch.load(done)["mtp"])
         return mtp
+    if init:
+        mtp.load_state_dict(torch.load(work / f"{init}.pt")["mtp"])
     opt = torch.optim.AdamW(mtp.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     pk, start = batches.Packer(codec, seed, **packer), 0
     if ckpt.exists():
