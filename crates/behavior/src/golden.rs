@@ -214,6 +214,12 @@ impl Golden {
     }
 }
 
+#[derive(Debug, Deserialize)]
+struct PictureEntry {
+    file: Option<String>,
+    grid: [u32; 3],
+}
+
 /// An image of the goldens, with the patches that the reference's processor made of it.
 pub struct GoldenPicture {
     name: String,
@@ -239,14 +245,28 @@ impl GoldenPicture {
     /// # Errors
     /// When a file is missing or malformed.
     pub fn read_all(folder: &Path) -> Result<Vec<Arc<Self>>> {
-        #[derive(Deserialize)]
-        struct Entry {
-            file: Option<String>,
-            grid: [u32; 3],
-        }
         let path = folder.join("images.json");
-        let entries: BTreeMap<String, Entry> =
+        let entries: BTreeMap<String, PictureEntry> =
             serde_json::from_slice(&read(&path)?).map_err(|error| invalid(error.to_string(), &path))?;
+        Self::read_entries(folder, entries)
+    }
+
+    /// Reads the images of a configuration that brings its own (`golden.json`, `patches.safetensors`). Of an image that
+    /// lies with the model there are the patches and not the file.
+    ///
+    /// # Errors
+    /// When a file is missing or malformed.
+    pub fn read_own(folder: &Path) -> Result<Vec<Arc<Self>>> {
+        #[derive(Deserialize)]
+        struct Own {
+            images: BTreeMap<String, PictureEntry>,
+        }
+        let path = folder.join("golden.json");
+        let own: Own = serde_json::from_slice(&read(&path)?).map_err(|error| invalid(error.to_string(), &path))?;
+        Self::read_entries(folder, own.images)
+    }
+
+    fn read_entries(folder: &Path, entries: BTreeMap<String, PictureEntry>) -> Result<Vec<Arc<Self>>> {
         let path = folder.join("patches.safetensors");
         let bytes = read(&path)?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|error| invalid(error.to_string(), &path))?;

@@ -1,7 +1,8 @@
 //! The behaviour suites that every engine and every backend must pass.
 //!
-//! [`engine_cases`] is for any [`Engine`](consort_core::Engine). A fixture says how to make the engine and what to
-//! ask it; the engine's capability says which cases apply. [`harness`] runs them under libtest's protocol and **fails
+//! [`engine_cases`] is for any [`Engine`](consort_core::Engine), [`backend_cases`] for any
+//! [`ModelBackend`](consort_core::ModelBackend). A fixture says how to make one and what to
+//! ask it; its capability says which cases apply. [`harness`] runs them under libtest's protocol and **fails
 //! closed**: a profile lists what must be there, what it must declare, and how many cases must have run.
 //!
 //! [`saboteur`] proves the suite: the same engine with one fault, each of which a named case must catch.
@@ -26,6 +27,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod backend;
 mod case;
 mod engine;
 pub mod fixture;
@@ -39,6 +41,7 @@ mod script;
 pub mod toy;
 pub mod witness;
 
+pub use backend::backend_cases;
 pub use case::{Case, Failure, Outcome};
-pub use engine::engine_cases;
+pub use engine::{engine_cases, pair_cases};
 pub use picture::Picture;

@@ -125,7 +125,7 @@ impl Saboteur {
         Self {
             inner,
             fault,
-            claimed: Device::Cpu,
+            claimed: Device::Cuda(0),
             read: HashMap::new(),
             aliases: HashMap::new(),
             // Beyond what an engine would count to.

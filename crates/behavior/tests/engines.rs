@@ -4,23 +4,63 @@ mod common;
 
 use std::process::ExitCode;
 
-use consort_behavior::engine_cases;
+use common::{hostile, native};
 use consort_behavior::fixture::EngineFixture;
 use consort_behavior::harness::{Registered, SuiteKind, run};
 use consort_behavior::profile::Profile;
+use consort_behavior::{Case, engine_cases, pair_cases};
+use consort_core::Result;
+use consort_forge::OutputType;
 
-fn register(fixture: consort_core::Result<EngineFixture>) -> Result<Registered, String> {
-    let fixture = fixture.map_err(|error| error.to_string())?;
-    Ok(Registered {
-        subject: fixture.engine.clone(),
-        model: fixture.model.clone(),
-        capability: fixture.capability,
-        cases: engine_cases(&fixture),
-    })
+fn registered(fixture: &EngineFixture, cases: Vec<Case>) -> Registered {
+    Registered { subject: fixture.engine.clone(), model: fixture.model.clone(), capability: fixture.capability, cases }
+}
+
+fn whole(fixture: Result<EngineFixture>) -> Result<Registered> {
+    let fixture = fixture?;
+    let cases = engine_cases(&fixture);
+    Ok(registered(&fixture, cases))
+}
+
+/// A configuration of the goldens with exact weights: the whole suite. One of them computes with two threads.
+fn configuration(model: &str) -> Result<Registered> {
+    let files = native::converted(model, OutputType::F32)?;
+    let threads = if model == "plain" { 2 } else { 1 };
+    let mut all = whole(native::fixture(model, model, &files, threads))?;
+    if model == "grouped2" {
+        all.cases.extend(hostile::cases(&native::converted(model, OutputType::BF16)?));
+    }
+    Ok(all)
+}
+
+/// A file of another type: the goldens where it holds the same numbers, and always its own dequantized file.
+fn stored_as(kind: OutputType) -> Result<Registered> {
+    let files = native::converted("plain", kind)?;
+    let fixture = native::fixture("plain", &format!("plain-{kind}").to_lowercase(), &files, 1)?;
+    let reference = native::fixture("plain", "dequantized", &native::dequantized(&files)?, 1)?;
+    let mut cases = pair_cases(&fixture, &reference);
+    if kind != OutputType::Q8_0 {
+        cases.extend(engine_cases(&fixture).into_iter().filter(|case| case.name().starts_with("golden::")));
+    }
+    Ok(registered(&fixture, cases))
+}
+
+/// The study model: larger than the others, so it is held against its goldens and not put through everything else.
+fn etude() -> Option<Result<Registered>> {
+    let fixture = match native::etude()? {
+        Ok(fixture) => fixture,
+        Err(error) => return Some(Err(error)),
+    };
+    let golden = engine_cases(&fixture).into_iter().filter(|case| case.name().starts_with("golden::")).collect();
+    Some(Ok(registered(&fixture, golden)))
 }
 
 fn main() -> ExitCode {
     let profile = Profile::read(&common::folder("profiles/default.toml"));
-    let registered = vec![register(common::parrot()), register(common::hash())];
-    run(SuiteKind::Engines, profile, registered)
+    let mut engines = vec![whole(common::parrot()), whole(common::hash())];
+    engines.extend(native::MODELS.map(configuration));
+    engines.extend([OutputType::F16, OutputType::BF16, OutputType::Q8_0].map(stored_as));
+    engines.extend(etude());
+    let engines = engines.into_iter().map(|engine| engine.map_err(|error| error.to_string())).collect();
+    run(SuiteKind::Engines, profile, engines)
 }

@@ -12,9 +12,9 @@ use crate::rig::{Rig, differ, first_maximum, set, within};
 use crate::script::Script;
 
 /// The largest difference of a logit of unit scale to the reference.
-pub const LOGITS: f32 = 2e-3;
+pub(super) const LOGITS: f32 = 2e-3;
 /// The largest difference of an image's embedding to the reference, relative to its root mean square.
-pub const EMBEDDINGS: f32 = 1e-3;
+const EMBEDDINGS: f32 = 1e-3;
 
 pub(super) fn add(list: &mut List) {
     let Some(golden) = list.fixture.golden.clone() else { return };

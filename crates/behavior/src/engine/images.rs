@@ -31,7 +31,9 @@ pub(super) fn add(list: &mut List) {
     list.add("a_cancelled_image_gives_memory_back", &[Need::Images], cancelled);
     list.add("a_dropped_image_gives_memory_back", &needs, handle_dropped);
     list.add("an_image_job_that_never_was", &[Need::Images], unknown_job);
-    list.add("hostile_images_are_refused", &needs, hostile);
+    for (index, (what, _, _)) in hostile_images().into_iter().enumerate() {
+        list.add(format!("an_image_with_{what}_is_refused"), &needs, move |fixture| hostile(fixture, index));
+    }
 }
 
 fn picture_and_text(fixture: &EngineFixture, rig: &mut Rig<'_>, image: &Arc<dyn ImageSource>) -> Outcome<Script> {
@@ -326,32 +328,35 @@ fn unknown_job(fixture: &EngineFixture) -> Outcome {
     }
 }
 
-fn hostile(fixture: &EngineFixture) -> Outcome {
-    let mut rig = Rig::new(fixture)?;
+/// What is wrong with a hostile image, its grid and its values.
+fn hostile_images() -> Vec<(&'static str, PatchGrid, Vec<f32>)> {
     let grid = |t, h, w, merge| PatchGrid { t, h, w, merge };
     let patch = Picture::PATCH;
-    let images = [
-        ("no patches", grid(1, 0, 0, 2), vec![]),
-        ("no rows", grid(1, 0, 4, 2), vec![]),
-        ("too few values", grid(1, 4, 4, 2), vec![0.0; 16 * patch - 1]),
-        ("too many values", grid(1, 4, 4, 2), vec![0.0; 17 * patch]),
-        ("no values", grid(1, 4, 4, 2), vec![]),
-        ("rows that do not merge", grid(1, 3, 4, 2), vec![0.0; 12 * patch]),
-        ("columns that do not merge", grid(1, 4, 5, 2), vec![0.0; 20 * patch]),
-        ("another merge", grid(1, 4, 4, 4), vec![0.0; 16 * patch]),
-        ("no merge", grid(1, 4, 4, 0), vec![0.0; 16 * patch]),
-        ("a grid beyond all memory", grid(u32::MAX, u32::MAX, u32::MAX, 2), vec![0.0; patch]),
-        ("a value that is no number", grid(1, 2, 2, 2), [vec![f32::NAN], vec![0.0; 4 * patch - 1]].concat()),
-        ("an infinite value", grid(1, 2, 2, 2), [vec![f32::INFINITY], vec![0.0; 4 * patch - 1]].concat()),
-    ];
-    for (what, grid, values) in images {
-        let image: Arc<dyn ImageSource> = Arc::new(Picture::new(grid, values));
-        match rig.encode_hostile(&image) {
-            Err(error) if error.kind() == ErrorKind::InvalidImage => {}
-            Err(error) => return Err(Failure::from(error).during(&format!("{what} must be an invalid image"))),
-            Ok(()) => return Err(format!("an image with {what} was encoded").into()),
-        }
+    vec![
+        ("no_patches", grid(1, 0, 0, 2), vec![]),
+        ("no_rows", grid(1, 0, 4, 2), vec![]),
+        ("too_few_values", grid(1, 4, 4, 2), vec![0.0; 16 * patch - 1]),
+        ("too_many_values", grid(1, 4, 4, 2), vec![0.0; 17 * patch]),
+        ("no_values", grid(1, 4, 4, 2), vec![]),
+        ("rows_that_do_not_merge", grid(1, 3, 4, 2), vec![0.0; 12 * patch]),
+        ("columns_that_do_not_merge", grid(1, 4, 5, 2), vec![0.0; 20 * patch]),
+        ("another_merge", grid(1, 4, 4, 4), vec![0.0; 16 * patch]),
+        ("no_merge", grid(1, 4, 4, 0), vec![0.0; 16 * patch]),
+        ("a_grid_beyond_all_memory", grid(u32::MAX, u32::MAX, u32::MAX, 2), vec![0.0; patch]),
+        ("a_value_that_is_no_number", grid(1, 2, 2, 2), [vec![f32::NAN], vec![0.0; 4 * patch - 1]].concat()),
+        ("an_infinite_value", grid(1, 2, 2, 2), [vec![f32::INFINITY], vec![0.0; 4 * patch - 1]].concat()),
+    ]
+}
+
+fn hostile(fixture: &EngineFixture, index: usize) -> Outcome {
+    let mut rig = Rig::new(fixture)?;
+    let (what, grid, values) = hostile_images().swap_remove(index);
+    let image: Arc<dyn ImageSource> = Arc::new(Picture::new(grid, values));
+    match rig.encode_hostile(&image) {
+        Err(error) if error.kind() == ErrorKind::InvalidImage => {}
+        Err(error) => return Err(Failure::from(error).during(&format!("{what} must be an invalid image"))),
+        Ok(()) => return Err(format!("an image with {what} was encoded").into()),
     }
     let script = picture_and_text(fixture, &mut rig, &fixture.images[0])?;
-    rig.fresh(&script).map(|_| ()).map_err(|failure| failure.during("after hostile images"))
+    rig.fresh(&script).map(|_| ()).map_err(|failure| failure.during("after a hostile image"))
 }

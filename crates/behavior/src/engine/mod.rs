@@ -7,9 +7,12 @@ mod extras;
 mod goldens;
 mod images;
 mod memory;
+mod pairs;
 mod pasts;
 mod prompts;
 mod refusals;
+
+pub use pairs::pair_cases;
 
 use std::sync::Arc;
 

@@ -98,6 +98,14 @@ impl HashEngine {
         Ok(engine)
     }
 
+    /// The same toy with other special tokens: `stop` ends a reply, `image` stands for images.
+    #[must_use]
+    pub fn with_special_tokens(mut self, stop: TokenId, image: TokenId) -> Self {
+        self.info.stop_tokens = vec![stop];
+        self.info.image_token = Some(image);
+        self
+    }
+
     fn id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id

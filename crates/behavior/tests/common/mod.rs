@@ -1,5 +1,5 @@
 //! Fixtures of the engines that this workspace builds.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,15 +14,24 @@ use consort_core::{AdapterFiles, Device, Engine, Result};
 #[allow(unreachable_pub)]
 pub mod parrot;
 
+pub mod hostile;
+pub mod native;
+pub mod scheduled;
+
 /// A folder of this crate.
 pub fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The parrot with a lesson that visits all of its words.
-pub fn parrot() -> Result<EngineFixture> {
+/// What the parrot learns: it visits all of its words.
+pub fn lesson() -> Vec<u32> {
     let mut random = Random::new(1);
-    let lesson: Vec<u32> = (0..400).map(|_| 1 + random.below(63) as u32).collect();
+    (0..400).map(|_| 1 + random.below(63) as u32).collect()
+}
+
+/// The parrot with its lesson.
+pub fn parrot() -> Result<EngineFixture> {
+    let lesson = lesson();
     let make: MakeEngine = Arc::new(move |setup| {
         Ok(Box::new(parrot::Parrot::new(64, &lesson, setup.policy)?) as Box<dyn Engine>)
     });

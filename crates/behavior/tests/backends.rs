@@ -1,0 +1,40 @@
+//! The backend suite, for every engine of this workspace behind the scheduler.
+
+mod common;
+
+use std::process::ExitCode;
+
+use common::scheduled;
+use consort_behavior::backend::BackendFixture;
+use consort_behavior::backend_cases;
+use consort_behavior::harness::{Registered, SuiteKind, run};
+use consort_behavior::profile::Profile;
+use consort_core::Result;
+
+fn register(fixture: Result<BackendFixture>) -> Result<Registered, String> {
+    let fixture = fixture.map_err(|error| error.to_string())?;
+    Ok(Registered {
+        subject: fixture.engine.engine.clone(),
+        model: fixture.engine.model.clone(),
+        capability: fixture.engine.capability,
+        cases: backend_cases(&fixture),
+    })
+}
+
+/// The study model: its conversations and its goldens.
+fn etude() -> Option<Result<Registered, String>> {
+    let registered = register(scheduled::etude()?).map(|mut registered| {
+        let of_interest = ["the_second_turn", "a_conversation", "greedy_of_the_goldens"];
+        registered.cases.retain(|case| of_interest.iter().any(|name| case.name().starts_with(name)));
+        registered
+    });
+    Some(registered)
+}
+
+fn main() -> ExitCode {
+    let profile = Profile::read(&common::folder("profiles/default.toml"));
+    let mut backends = vec![register(scheduled::parrot()), register(scheduled::hash(None))];
+    backends.extend(["plain", "grouped2", "deep"].map(|model| register(scheduled::native(model))));
+    backends.extend(etude());
+    run(SuiteKind::Backends, profile, backends)
+}
