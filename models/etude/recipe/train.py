@@ -6,6 +6,7 @@ mtp      the multi-token prediction layer, the rest frozen
 adapter  one persona adapter (PEFT), the rest frozen
 """
 
+import json
 import math
 import random
 import time
@@ -282,4 +283,7 @@ def adapter_phase(model, codec, work: Path, style, out: Path, steps, lr=5e-4, se
             total = 0.0
     wrapped.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)  # peft's empty card
+    config = json.loads((out / "adapter_config.json").read_text())
+    config["target_modules"].sort()  # a set, else written in another order each time
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     return wrapped.unload()
