@@ -50,7 +50,9 @@ impl Default for TemplateLimits {
 /// What transformers gives to templates is there: the methods of Python's strings and dicts, `tojson` that writes what
 /// Python's `json.dumps(..., ensure_ascii=False)` writes, `raise_exception`, `strftime_now`, `namespace`, `break` and
 /// `continue`; `trim_blocks` and `lstrip_blocks` are on, HTML escaping is off. Nothing else is: no files, no includes,
-/// no network.
+/// no network. Work, memory, output and nesting are bounded ([`TemplateLimits`]), with one known gap: minijinja does not
+/// charge fuel for what the operators `+` and `~` do with *lists*, so a template that is malicious (not merely broken) can
+/// double a list's length with each addition and exhaust the memory.
 ///
 /// ```
 /// use consort_text::{ChatTemplate, ChatTemplateInput};
@@ -195,6 +197,7 @@ impl std::fmt::Display for Raised {
 
 impl std::error::Error for Raised {}
 
+#[allow(clippy::needless_pass_by_value)] // What the engine calls takes its arguments so.
 fn raise_exception(state: &State, message: Value, _: Kwargs) -> Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, "the template raised an exception")
         .with_source(Raised(python::to_str(state, &message)?)))

@@ -152,6 +152,7 @@ pub(super) fn string_filter(state: &State, value: &Value) -> Result<Value, Error
 }
 
 /// The `trim` filter: Python's `str.strip`.
+#[allow(clippy::needless_pass_by_value)] // What the engine calls takes its arguments so.
 pub(super) fn trim_filter(value: StringInput<'_>, chars: Option<String>) -> Value {
     let text = value.as_str();
     let trimmed = match &chars {
@@ -177,6 +178,7 @@ struct Json<'a> {
 }
 
 /// The `tojson` filter of transformers.
+#[allow(clippy::needless_pass_by_value)] // What the engine calls takes its arguments so.
 pub(super) fn to_json_filter(state: &State, value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let indent = match kwargs.get::<Option<Value>>("indent")? {
         Some(indent) if !indent.is_none() => Some(usize::try_from(indent)?),
@@ -205,6 +207,17 @@ pub(super) fn to_json_filter(state: &State, value: &Value, kwargs: Kwargs) -> Re
     Ok(Value::from(out))
 }
 
+/// The items of a sequence or the keys of a mapping. The sum of two lists is lazy in minijinja, so a small value may have
+/// any number of them.
+fn items(state: &State, value: &Value) -> Result<Vec<Value>, Error> {
+    let mut items = Vec::new();
+    for item in value.try_iter()?.checked() {
+        state.consume_fuel(1)?;
+        items.push(item?);
+    }
+    Ok(items)
+}
+
 impl Json<'_> {
     fn write(&self, state: &State, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         if depth > MAX_DEPTH {
@@ -220,17 +233,17 @@ impl Json<'_> {
             ValueKind::Number => write!(out, "{value}")?,
             ValueKind::String => self.write_str(value.as_str().unwrap_or_default(), out),
             ValueKind::Seq => {
-                let items = value.try_iter()?.checked().collect::<Result<Vec<Value>, Error>>()?;
-                self.write_items(state, '[', ']', items, depth, out, |json, item, out| {
+                let items = items(state, value)?;
+                self.write_items('[', ']', items, depth, out, |json, item, out| {
                     json.write(state, &item, depth + 1, out)
                 })?;
             }
             ValueKind::Map => {
-                let mut keys = value.try_iter()?.checked().collect::<Result<Vec<Value>, Error>>()?;
+                let mut keys = items(state, value)?;
                 if self.sort_keys {
                     keys.sort();
                 }
-                self.write_items(state, '{', '}', keys, depth, out, |json, key, out| {
+                self.write_items('{', '}', keys, depth, out, |json, key, out| {
                     match key.kind() {
                         ValueKind::String => json.write_str(key.as_str().unwrap_or_default(), out),
                         ValueKind::None | ValueKind::Bool | ValueKind::Number => {
@@ -250,10 +263,8 @@ impl Json<'_> {
         charge_written(state, out.len() - before)
     }
 
-    #[allow(clippy::too_many_arguments)] // Two brackets, and what each of the two callers has in hand.
     fn write_items(
         &self,
-        state: &State,
         open: char,
         close: char,
         items: Vec<Value>,
@@ -261,7 +272,6 @@ impl Json<'_> {
         out: &mut String,
         mut write: impl FnMut(&Self, Value, &mut String) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        state.consume_fuel(items.len() as u64)?;
         out.push(open);
         let line = |out: &mut String, depth: usize| {
             if let Some(indent) = self.indent {

@@ -3,6 +3,8 @@
 //! Patterns from model files are not run: each of them is one of a few known ones, or it is refused. A stranger's pattern
 //! could take exponential time on a harmless text.
 
+use std::sync::OnceLock;
+
 use consort_core::{Error, ErrorKind, Result};
 use fancy_regex::{Regex, RegexBuilder};
 
@@ -76,7 +78,19 @@ impl PreTokenizer {
         Self::ALL.into_iter().find(|known| known.pattern() == pattern)
     }
 
+    /// The compiled pattern, which all tokenizers share: compiling takes longer than a short text.
     pub(super) fn compile(self) -> Result<Regex> {
+        static COMPILED: [OnceLock<Regex>; PreTokenizer::ALL.len()] =
+            [const { OnceLock::new() }; PreTokenizer::ALL.len()];
+        let slot = COMPILED.get(self as usize);
+        if let Some(regex) = slot.and_then(OnceLock::get) {
+            return Ok(regex.clone());
+        }
+        let regex = self.compile_anew()?;
+        Ok(slot.map_or_else(|| regex.clone(), |slot| slot.get_or_init(|| regex.clone()).clone()))
+    }
+
+    fn compile_anew(self) -> Result<Regex> {
         // The known patterns backtrack at most once per character. What is left is the engine's limit for its own stack,
         // which a run of about a million blanks reaches.
         RegexBuilder::new(self.pattern()).backtrack_limit(usize::MAX).build().map_err(|source| {
