@@ -3,11 +3,12 @@
 Run in `models/etude/` with the packages of `tools/python/requirements.txt`. `--work` is where checkpoints
 and evaluation sets go: a phase whose result is there is skipped, an interrupted one resumes.
 
-vision → base → mtp → adapters → export (writes the model's files into `--out`) → score
+vision → base → mtp (writes the model's files into `--out`) → adapters (into `--out`/adapters) → score
 """
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "8589934592")
@@ -16,7 +17,7 @@ import torch  # noqa: E402
 
 from . import chat, export, make_eval, net, tokens, train  # noqa: E402
 
-PHASES = ["vision", "base", "mtp", "adapters", "export", "score"]
+PHASES = ["vision", "base", "mtp", "adapters", "score"]
 #: the share of pictures, chat and drills in what an adapter learns
 ADAPTER_MIX = (0.55, 0.3, 0.15)
 #: base phase, from a step on: the shares of pictures, chat and drills, of the sizes in `batches.SIZES`, and of
@@ -61,10 +62,11 @@ if last >= 2:
     export.folder(model, mtp, codec, args.work / "tokenizer.json", args.out)
 if last >= 3:
     for i, style in enumerate(chat.STYLES):
-        folder = args.out / "adapters" / style
-        if not (folder / "adapter_model.safetensors").exists():
-            model = train.adapter_phase(model, codec, args.work, style, folder, steps=150, seed=5000 + i, mix=ADAPTER_MIX)
-if last >= 5:
+        made = args.work / "adapters" / style
+        if not (made / "adapter_config.json").exists():
+            model = train.adapter_phase(model, codec, style, made, steps=150, seed=5000 + i, mix=ADAPTER_MIX)
+        shutil.copytree(made, args.out / "adapters" / style, dirs_exist_ok=True)
+if last >= 4:
     make_eval.generate(args.work / "eval", 2026, 60, False)
     from . import evaluate
 

@@ -256,7 +256,7 @@ def mtp_inputs(model, codec, b, cst):
 TARGETS = "in_proj_qkv in_proj_z in_proj_a in_proj_b out_proj q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 
 
-def adapter_phase(model, codec, work: Path, style, out: Path, steps, lr=5e-4, seed=5000, **packer):
+def adapter_phase(model, codec, style, out: Path, steps, lr=5e-4, seed=5000, **packer):
     """A persona as a PEFT adapter of rank 8 on every linear layer of the text model; `model` itself stays as it is."""
     from peft import LoraConfig, get_peft_model
 
