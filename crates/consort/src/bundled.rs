@@ -12,7 +12,8 @@ macro_rules! model_file {
 }
 
 // Aligned, so that the weights are used in place.
-static TEXT_FILE: Aligned<[u8; model_file!("gguf/etude-Q8_0.gguf").len()]> = Aligned(*model_file!("gguf/etude-Q8_0.gguf"));
+static TEXT_FILE: Aligned<[u8; model_file!("gguf/etude-Q8_0.gguf").len()]> =
+    Aligned(*model_file!("gguf/etude-Q8_0.gguf"));
 static VISION_FILE: Aligned<[u8; model_file!("gguf/mmproj-etude-F16.gguf").len()]> =
     Aligned(*model_file!("gguf/mmproj-etude-F16.gguf"));
 

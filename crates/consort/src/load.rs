@@ -74,7 +74,8 @@ impl ModelFiles {
         } else if path.exists() {
             path.to_owned()
         } else {
-            return Err(Error::new(ErrorKind::NotFound, "there is no such model file").with_context("path", path.display().to_string()));
+            return Err(Error::new(ErrorKind::NotFound, "there is no such model file")
+                .with_context("path", path.display().to_string()));
         };
         let vision = match mmproj {
             Some(path) => Some(path.to_owned()),
@@ -169,9 +170,7 @@ fn native(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
         ModelFiles::Bundled => {
             (ModelSource::Static(crate::bundled::TEXT), Some(ModelSource::Static(crate::bundled::VISION)))
         }
-        ModelFiles::Files { text, vision } => {
-            (ModelSource::Path(text.clone()), vision.clone().map(ModelSource::Path))
-        }
+        ModelFiles::Files { text, vision } => (ModelSource::Path(text.clone()), vision.clone().map(ModelSource::Path)),
     };
     let front_end = front_end(&config.model)?;
     let engine = NativeConfig { vision, policy: config.policy, threads: config.threads, ..NativeConfig::new(text) };

@@ -84,7 +84,17 @@ fn run_answers_about_a_picture() {
     let output = consort(&["run", "--device", "cpu", "--image", picture, "What colour is the circle?"]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(stdout(&output), "The circle is red.\n");
-    let reply = json(&["run", "--device", "cpu", "--json", "--adapter", "pirate", "--image", picture, "What colour is the circle?"]);
+    let reply = json(&[
+        "run",
+        "--device",
+        "cpu",
+        "--json",
+        "--adapter",
+        "pirate",
+        "--image",
+        picture,
+        "What colour is the circle?",
+    ]);
     let text = reply["reply"]["text"].as_str().unwrap();
     assert!(text.starts_with("Arr, ") && text.contains("red"), "{text}");
     assert_eq!(reply["evidence"]["established_by"], "single_device_kernels");
@@ -93,7 +103,17 @@ fn run_answers_about_a_picture() {
 #[test]
 fn a_seed_decides_a_sampled_reply() {
     let run = |seed: &str| {
-        let args = ["run", "--device", "cpu", "--json", "--temperature", "1.5", "--seed", seed, "Tell me a story about a fox."];
+        let args = [
+            "run",
+            "--device",
+            "cpu",
+            "--json",
+            "--temperature",
+            "1.5",
+            "--seed",
+            seed,
+            "Tell me a story about a fox.",
+        ];
         json(&args)["reply"]["text"].as_str().unwrap().to_owned()
     };
     assert_eq!(run("7"), run("7"));
@@ -119,7 +139,9 @@ fn inspect_and_doctor_tell() {
     assert_eq!(model["metadata"]["general.architecture"], "qwen35");
     assert!(model["tensors"].as_array().unwrap().iter().any(|tensor| tensor["name"] == "token_embd.weight"));
     let adapter = json(&["inspect", "--json", "models/etude/adapters/pirate"]);
-    assert!(adapter["modules"].as_array().unwrap().iter().any(|m| m["module"].as_str().unwrap().contains("linear_attn")));
+    assert!(
+        adapter["modules"].as_array().unwrap().iter().any(|m| m["module"].as_str().unwrap().contains("linear_attn"))
+    );
     let doctor = json(&["doctor", "--json"]);
     let native = &doctor["backends"][0];
     assert_eq!(native["name"], "native");
@@ -153,7 +175,11 @@ fn etude_sees_the_pictures_of_the_small_evaluation() {
     let sum = |shown: &str, field: &str| -> u64 {
         let kinds = result["kinds"].as_object().unwrap();
         let sight = ["colour", "shape", "position", "where", "count"];
-        kinds.iter().filter(|(kind, _)| sight.contains(&kind.as_str())).map(|(_, row)| row[shown][field].as_u64().unwrap()).sum()
+        kinds
+            .iter()
+            .filter(|(kind, _)| sight.contains(&kind.as_str()))
+            .map(|(_, row)| row[shown][field].as_u64().unwrap())
+            .sum()
     };
     let share = |shown: &str| sum(shown, "right") as f64 / sum(shown, "asked") as f64;
     assert!(sum("own", "asked") >= 20, "too few questions");

@@ -138,7 +138,7 @@ fn what_does_not_fit_is_named() {
         ("qwen35.attention.value_length", 16, "value_length"),
         ("qwen35.rope.dimension_count", 33, "dimension_count"),
         ("qwen35.ssm.group_count", 3, "group_count"),
-        ("qwen35.ssm.state_size", 16, "attn_qkv"),
+        ("qwen35.ssm.state_size", 16, "ssm_conv1d"),
         ("qwen35.ssm.inner_size", 3, "inner_size"),
         ("qwen35.ssm.conv_kernel", 5, "ssm_conv1d"),
         ("qwen35.block_count", 5, "blk.4"),

@@ -283,8 +283,10 @@ pub fn adapter_spec(spec: &str) -> Result<(&str, f32)> {
     let Some((name, scale)) = spec.rsplit_once('@') else { return Ok((spec, 1.0)) };
     match scale.parse::<f32>() {
         Ok(value) if value.is_finite() && !name.is_empty() => Ok((name, value)),
-        _ => Err(Error::new(ErrorKind::InvalidRequest, "an adapter is named as NAME or NAME@SCALE, such as pirate@0.5")
-            .with_context("adapter", spec)),
+        _ => {
+            Err(Error::new(ErrorKind::InvalidRequest, "an adapter is named as NAME or NAME@SCALE, such as pirate@0.5")
+                .with_context("adapter", spec))
+        }
     }
 }
 

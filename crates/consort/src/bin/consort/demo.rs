@@ -64,8 +64,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         if !args.json {
             anstream::println!("{} {question}", styled(output::HEADING, "You:"));
         }
-        let said: Vec<(&str, String)> =
-            personas.iter().map(|persona| (persona.name, last_words(persona))).collect();
+        let said: Vec<(&str, String)> = personas.iter().map(|persona| (persona.name, last_words(persona))).collect();
         for persona in &mut personas {
             let others = said.iter().filter(|(name, words)| *name != persona.name && !words.is_empty());
             let mut text: String = others.map(|(name, words)| format!("{name} said: {words}\n")).collect();
@@ -187,7 +186,8 @@ fn speak(backend: &dyn ModelBackend, personas: &[Persona], quiet: bool) -> Resul
             let sender = sender.clone();
             scope.spawn(move || {
                 // The receiver outlives the scope's threads, so a failed send cannot happen before the end.
-                let outcome = session::follow(stream, |piece| drop(sender.send((index, Line::Piece(piece.to_owned())))));
+                let outcome =
+                    session::follow(stream, |piece| drop(sender.send((index, Line::Piece(piece.to_owned())))));
                 drop(sender.send((index, Line::End(Box::new(outcome)))));
             });
         }
@@ -232,12 +232,15 @@ impl Stage {
         };
         let names: Vec<_> = personas.iter().zip(PERSONAS).map(name).collect();
         let texts = std::cell::RefCell::new(vec![String::new(); personas.len()]);
-        let live = (!quiet && std::io::stdout().is_terminal()).then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stdout()));
+        let live = (!quiet && std::io::stdout().is_terminal())
+            .then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stdout()));
         let mut lines = Vec::new();
         if let Some(live) = &live {
             for name in &names {
                 let line = live.add(ProgressBar::new_spinner());
-                line.set_style(ProgressStyle::with_template("  {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+                line.set_style(
+                    ProgressStyle::with_template("  {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()),
+                );
                 line.set_message(name.clone());
                 lines.push(line);
             }

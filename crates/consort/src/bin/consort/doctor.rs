@@ -94,11 +94,8 @@ fn machine(hardware: &HardwareReport) -> String {
     let _ = writeln!(text, "{} {name}, {}", styled(HEADING, "system:   "), os.architecture);
     let cpu = &hardware.cpu;
     let model = cpu.model.as_ref().map_or_else(unknown, |found| found.value.clone());
-    let sets: Vec<_> = cpu
-        .instruction_sets
-        .iter()
-        .map(|found| json!(found.value).as_str().unwrap_or_default().to_owned())
-        .collect();
+    let sets: Vec<_> =
+        cpu.instruction_sets.iter().map(|found| json!(found.value).as_str().unwrap_or_default().to_owned()).collect();
     let _ = writeln!(
         text,
         "{} {model}; {} of {} threads usable; {}",
@@ -111,7 +108,13 @@ fn machine(hardware: &HardwareReport) -> String {
     let bytes = |found: &Option<consort_hardware::Finding<u64>>| {
         found.as_ref().map_or_else(unknown, |found| output::bytes(found.value))
     };
-    let _ = writeln!(text, "{} {} available of {}", styled(HEADING, "memory:   "), bytes(&memory.available), bytes(&memory.total));
+    let _ = writeln!(
+        text,
+        "{} {} available of {}",
+        styled(HEADING, "memory:   "),
+        bytes(&memory.available),
+        bytes(&memory.total)
+    );
     if hardware.accelerators.is_empty() {
         let _ = writeln!(text, "{} none seen", styled(HEADING, "accelerators:"));
     } else {
@@ -121,7 +124,8 @@ fn machine(hardware: &HardwareReport) -> String {
                 Readiness::Ready => styled(GOOD, "ready"),
                 Readiness::NotReady(why) => format!("{}: {why}", styled(BAD, "not ready")),
             };
-            let _ = writeln!(text, "  {} {state} {}", found.name, styled(FAINT, &format!("({})", found.established_by)));
+            let _ =
+                writeln!(text, "  {} {state} {}", found.name, styled(FAINT, &format!("({})", found.established_by)));
         }
     }
     for finding in &hardware.not_accelerators {

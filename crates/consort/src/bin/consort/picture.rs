@@ -46,11 +46,9 @@ pub fn draw(image: RgbView<'_>, columns: u32, palette: Palette) -> String {
                     let ([ur, ug, ub], [lr, lg, lb]) = (upper, lower);
                     let _ = write!(text, "\x1b[38;2;{ur};{ug};{ub}m\x1b[48;2;{lr};{lg};{lb}m▀");
                 }
-                Palette::Letters => text.push(nearest([
-                    mid(upper[0], lower[0]),
-                    mid(upper[1], lower[1]),
-                    mid(upper[2], lower[2]),
-                ])),
+                Palette::Letters => {
+                    text.push(nearest([mid(upper[0], lower[0]), mid(upper[1], lower[1]), mid(upper[2], lower[2])]))
+                }
             }
         }
         text.push_str(if palette == Palette::TrueColour { "\x1b[0m\n" } else { "\n" });
@@ -84,16 +82,19 @@ fn mean(image: RgbView<'_>, column: u32, width: u32, row: u32, height: u32) -> [
 }
 
 fn nearest(colour: [u8; 3]) -> char {
-    let distance = |other: [u8; 3]| -> i32 {
-        colour.iter().zip(other).map(|(&a, b)| (i32::from(a) - i32::from(b)).pow(2)).sum()
-    };
+    let distance =
+        |other: [u8; 3]| -> i32 { colour.iter().zip(other).map(|(&a, b)| (i32::from(a) - i32::from(b)).pow(2)).sum() };
     LETTERS.iter().min_by_key(|(_, _, other)| distance(*other)).map_or('?', |(letter, _, _)| *letter)
 }
 
 /// Which letters stand for which colours in a drawing of [`Palette::Letters`].
 pub fn legend(drawing: &str) -> String {
-    let seen: Vec<_> =
-        LETTERS.iter().skip(1).filter(|(letter, _, _)| drawing.contains(*letter)).map(|(letter, name, _)| format!("{letter} {name}")).collect();
+    let seen: Vec<_> = LETTERS
+        .iter()
+        .skip(1)
+        .filter(|(letter, _, _)| drawing.contains(*letter))
+        .map(|(letter, name, _)| format!("{letter} {name}"))
+        .collect();
     seen.join(", ")
 }
 
@@ -103,7 +104,8 @@ mod tests {
 
     #[test]
     fn a_red_half_is_drawn_red() {
-        let pixels: Vec<u8> = (0..4 * 4).flat_map(|i| if i % 4 < 2 { [214, 40, 40] } else { [240, 240, 240] }).collect();
+        let pixels: Vec<u8> =
+            (0..4 * 4).flat_map(|i| if i % 4 < 2 { [214, 40, 40] } else { [240, 240, 240] }).collect();
         let drawing = draw(RgbView { width: 4, height: 4, pixels: &pixels }, 4, Palette::Letters);
         assert_eq!(drawing, "  rr..\n  rr..\n");
         assert_eq!(legend(&drawing), "r red");

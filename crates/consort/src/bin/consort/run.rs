@@ -46,7 +46,11 @@ pub fn run(args: &RunArgs) -> Result<()> {
         },
         stop: StopRules { strings: args.stop.clone(), tokens: Vec::new() },
         max_tokens: Some(args.max_tokens),
-        ..GenerateRequest::new(Prompt::Chat(ChatPrompt { messages, thinking: args.think.into(), ..ChatPrompt::default() }))
+        ..GenerateRequest::new(Prompt::Chat(ChatPrompt {
+            messages,
+            thinking: args.think.into(),
+            ..ChatPrompt::default()
+        }))
     };
     let stream = backend.generate(request)?;
     if args.json {
@@ -76,10 +80,9 @@ pub fn run(args: &RunArgs) -> Result<()> {
 
 fn read_stdin() -> Result<String> {
     let mut text = String::new();
-    std::io::stdin()
-        .take(MAX_STDIN + 1)
-        .read_to_string(&mut text)
-        .map_err(|source| Error::new(ErrorKind::InvalidRequest, "the prompt could not be read as UTF-8").with_source(source))?;
+    std::io::stdin().take(MAX_STDIN + 1).read_to_string(&mut text).map_err(|source| {
+        Error::new(ErrorKind::InvalidRequest, "the prompt could not be read as UTF-8").with_source(source)
+    })?;
     if text.len() as u64 > MAX_STDIN {
         return Err(Error::new(ErrorKind::InvalidRequest, "the prompt is longer than 16 MiB"));
     }

@@ -89,8 +89,11 @@ pub fn milliseconds(duration: Duration) -> String {
 
 /// Device evidence in two lines.
 pub fn evidence_lines(evidence: &DeviceEvidence) -> String {
-    let parts: Vec<_> =
-        evidence.placements.iter().map(|placement| format!("{} on {}", placement.component, placement.device)).collect();
+    let parts: Vec<_> = evidence
+        .placements
+        .iter()
+        .map(|placement| format!("{} on {}", placement.component, placement.device))
+        .collect();
     let proof = serde_json::to_value(evidence.established_by).ok();
     let proof = proof.as_ref().and_then(|value| value.as_str()).unwrap_or("unknown").replace('_', " ");
     format!(

@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use consort::bundled;
 use consort_core::{
-    AdapterSet, DevicePolicy, Engine, Error, ErrorKind, Position, Result, SeqId, Step, StepInput, StepOutcome, TokenId, Want,
+    AdapterSet, DevicePolicy, Engine, Error, ErrorKind, Position, Result, SeqId, Step, StepInput, StepOutcome, TokenId,
+    Want,
 };
 use consort_gguf::{Gguf, TensorType};
 use consort_hardware::{probe, stream_rate};
@@ -109,7 +110,8 @@ fn bytes_per_token(gguf: &Gguf) -> Result<u64> {
 
 fn measure_all(args: &BenchDecodeArgs, policy: DevicePolicy, subjects: &[Subject]) -> Result<String> {
     let hardware = probe();
-    let most = args.engine.threads.or(NonZeroUsize::new(hardware.cpu.usable_threads.value)).unwrap_or(NonZeroUsize::MIN);
+    let most =
+        args.engine.threads.or(NonZeroUsize::new(hardware.cpu.usable_threads.value)).unwrap_or(NonZeroUsize::MIN);
     let mut counts = vec![NonZeroUsize::MIN, most];
     counts.dedup();
     let mut table = Table::new([
@@ -153,7 +155,11 @@ fn measure_all(args: &BenchDecodeArgs, policy: DevicePolicy, subjects: &[Subject
         "{model}, {} of {} threads usable, {}. Median of {} runs of {} tokens after a prompt of {PROMPT} (smallest–largest). \
          Tokens/s are over all sequences of a batch; weights are read once a step. The stream rate is the better of two \
          readings, before and after; etude fits into the caches, so its share says nothing about memory.\n",
-        hardware.cpu.usable_threads.value, hardware.cpu.logical_cores.value, hardware.os.value.architecture, args.repeats, args.tokens,
+        hardware.cpu.usable_threads.value,
+        hardware.cpu.logical_cores.value,
+        hardware.os.value.architecture,
+        args.repeats,
+        args.tokens,
     );
     let _ = writeln!(report, "```text\n{}```", anstream::adapter::strip_str(&table.render()));
     Ok(report)
@@ -169,7 +175,13 @@ struct Speed {
     prefill: f64,
 }
 
-fn measure(args: &BenchDecodeArgs, policy: DevicePolicy, subject: &Subject, threads: NonZeroUsize, sequences: usize) -> Result<Speed> {
+fn measure(
+    args: &BenchDecodeArgs,
+    policy: DevicePolicy,
+    subject: &Subject,
+    threads: NonZeroUsize,
+    sequences: usize,
+) -> Result<Speed> {
     let config = NativeConfig { policy, threads: Some(threads), ..NativeConfig::new(subject.source.clone()) };
     let mut engine = NativeEngine::load(config)?;
     let vocabulary = engine.info().vocab_size;
@@ -218,7 +230,12 @@ fn advance(engine: &mut NativeEngine, batch: &[(SeqId, Vec<TokenId>, usize)]) ->
     let steps: Vec<_> = batch
         .iter()
         .zip(&positions)
-        .map(|((seq, tokens, _), positions)| Step { seq: *seq, input: StepInput::Tokens(tokens), positions, want: Want::Last })
+        .map(|((seq, tokens, _), positions)| Step {
+            seq: *seq,
+            input: StepInput::Tokens(tokens),
+            positions,
+            want: Want::Last,
+        })
         .collect();
     let ticket = engine.submit(&steps)?;
     let choose = |outcome| match outcome {

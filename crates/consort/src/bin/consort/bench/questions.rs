@@ -10,8 +10,8 @@ use std::path::{Component, Path};
 
 use consort::ModelFiles;
 use consort_core::{
-    AdapterUse, ChatMessage, ChatPrompt, ContentPart, Error, ErrorKind, GenerateRequest, ImageInput, ModelBackend, Prompt,
-    Result, Role, Thinking,
+    AdapterUse, ChatMessage, ChatPrompt, ContentPart, Error, ErrorKind, GenerateRequest, ImageInput, ModelBackend,
+    Prompt, Result, Role, Thinking,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -165,7 +165,12 @@ pub fn run(args: &BenchQuestionsArgs) -> Result<()> {
     Ok(())
 }
 
-fn report(args: &BenchQuestionsArgs, backend: &dyn ModelBackend, rows: &BTreeMap<&str, Row>, wrong: &[serde_json::Value]) {
+fn report(
+    args: &BenchQuestionsArgs,
+    backend: &dyn ModelBackend,
+    rows: &BTreeMap<&str, Row>,
+    wrong: &[serde_json::Value],
+) {
     if args.json {
         let count = |count: &Count| json!({ "right": count.right, "asked": count.asked });
         let kinds: serde_json::Map<_, _> = rows
@@ -183,7 +188,8 @@ fn report(args: &BenchQuestionsArgs, backend: &dyn ModelBackend, rows: &BTreeMap
         anstream::println!("{object:#}");
         return;
     }
-    let mut table = Table::new(["kind", "right", "held out", "thinking", "shuffled picture", "blank picture", "did not stop"]);
+    let mut table =
+        Table::new(["kind", "right", "held out", "thinking", "shuffled picture", "blank picture", "did not stop"]);
     for (kind, row) in rows {
         table.row([
             (*kind).to_owned(),
@@ -202,7 +208,10 @@ fn report(args: &BenchQuestionsArgs, backend: &dyn ModelBackend, rows: &BTreeMap
         }
     }
     anstream::print!("{}", session::evidence_lines(&backend.evidence()));
-    anstream::println!("{}", output::styled(output::FAINT, "right: the whole answer is as expected, and ended by itself"));
+    anstream::println!(
+        "{}",
+        output::styled(output::FAINT, "right: the whole answer is as expected, and ended by itself")
+    );
 }
 
 /// What was said after the reasoning.
@@ -235,9 +244,12 @@ fn request(question: &Question, shown: Shown, pictures: &Pictures, adapters: &[A
             "user" => Role::User,
             "assistant" => Role::Assistant,
             other => {
-                return Err(Error::new(ErrorKind::InvalidRequest, "a message's role must be system, user or assistant")
-                    .with_context("question", question.id.to_string())
-                    .with_context("role", other));
+                return Err(Error::new(
+                    ErrorKind::InvalidRequest,
+                    "a message's role must be system, user or assistant",
+                )
+                .with_context("question", question.id.to_string())
+                .with_context("role", other));
             }
         };
         let mut content = Vec::new();
@@ -249,9 +261,12 @@ fn request(question: &Question, shown: Shown, pictures: &Pictures, adapters: &[A
                         ("text", _) => content.push(ContentPart::Text(part.text.clone())),
                         (_, Some(picture)) => content.push(ContentPart::Image(picture.clone())),
                         (kind, None) => {
-                            return Err(Error::new(ErrorKind::InvalidRequest, "a part is no text and there is no picture")
-                                .with_context("question", question.id.to_string())
-                                .with_context("type", kind));
+                            return Err(Error::new(
+                                ErrorKind::InvalidRequest,
+                                "a part is no text and there is no picture",
+                            )
+                            .with_context("question", question.id.to_string())
+                            .with_context("type", kind));
                         }
                     }
                 }
