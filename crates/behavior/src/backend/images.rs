@@ -14,7 +14,11 @@ use crate::script::Script;
 pub(super) fn add(list: &mut List) {
     list.add("images_are_told_apart", &[Need::Images], told_apart);
     list.add("images_are_the_engines_own", &[Need::Images], engines_own);
-    list.add("another_question_about_an_image_reuses_it", &[Need::Images, Need::Park], another_question);
+    for (name, length) in [("another_question", 30), ("another_short_question", 8)] {
+        list.add(format!("{name}_about_an_image_reuses_it"), &[Need::Images, Need::Park], move |fixture| {
+            another_question(fixture, length)
+        });
+    }
     list.add("an_image_elsewhere_is_not_encoded_again", &[Need::Images, Need::Park], elsewhere);
     list.add("images_never_reach_each_others_cache", &[Need::Images, Need::Park], never_mixed);
     list.add("images_and_adapters_never_mix", &[Need::Images, Need::Park, Need::Adapters], with_adapters);
@@ -63,12 +67,15 @@ fn engines_own(fixture: &BackendFixture) -> Outcome {
     Ok(())
 }
 
-fn another_question(fixture: &BackendFixture) -> Outcome {
+fn another_question(fixture: &BackendFixture, length: usize) -> Outcome {
     let client = Client::new(fixture)?;
-    client.ask(question(fixture, 0, 1110))?;
+    let engine = &fixture.engine;
+    let about =
+        |seed| request(around(&engine.prompt(40, 1100), &engine.images[0], &engine.prompt(length, seed)), 10);
+    client.ask(about(1110))?;
     let before = client.settle()?;
     ensure!(before.images_encoded == 1, "one image was encoded {} times", before.images_encoded);
-    let asked = question(fixture, 0, 1111);
+    let asked = about(1111);
     let second = client.ask(asked.clone())?;
     let after = client.settle()?;
     ensure!(after.images_encoded == 1, "the image was encoded again");

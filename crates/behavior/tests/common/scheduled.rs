@@ -12,7 +12,7 @@ use consort_core::{ChatMessage, ChatPrompt, Device, DevicePolicy, Engine, Error,
 use consort_scheduler::{FrontEnd, Scheduled, SchedulerConfig};
 use consort_text::{ChatTemplate, ChatTemplateInput, Tokenizer};
 
-use super::{folder, native, parrot};
+use super::{folder, native};
 
 /// How long a case waits for what was begun.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,7 +67,7 @@ pub fn parrot() -> Result<BackendFixture> {
     let engine = super::parrot()?;
     let lesson = super::lesson();
     let make = make(FrontEnd::default(), move || {
-        parrot::Parrot::new(64, &lesson, DevicePolicy::Named(Device::Cpu))
+        super::parrot::Parrot::new(64, &lesson, DevicePolicy::Named(Device::Cpu))
     });
     Ok(BackendFixture { make, engine, user_turn: None })
 }
