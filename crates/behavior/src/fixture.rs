@@ -4,9 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use consort_core::{
-    AdapterFiles, AdapterMode, Capability, Device, DevicePolicy, Engine, ImageSource, Result, TokenId,
-};
+use consort_core::{AdapterFiles, AdapterMode, Capability, Device, DevicePolicy, Engine, ImageSource, Result, TokenId};
 
 use crate::golden::Golden;
 

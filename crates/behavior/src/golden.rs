@@ -149,8 +149,7 @@ impl Golden {
     /// When a file is missing, of another format, or lacks a tensor that a case names.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("golden.json");
-        let file: File =
-            serde_json::from_slice(&read(&path)?).map_err(|error| invalid(error.to_string(), &path))?;
+        let file: File = serde_json::from_slice(&read(&path)?).map_err(|error| invalid(error.to_string(), &path))?;
         if file.format != FORMAT {
             return Err(invalid(format!("format {} is not the known format {FORMAT}", file.format), &path));
         }

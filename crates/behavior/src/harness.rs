@@ -170,9 +170,7 @@ fn checks(
             tally.registered, required.cases, tally.inapplicable
         );
         let required = required.clone();
-        trials.push(Trial::test(title, move || {
-            check(&required, &tally, executed, filtered).map_err(Into::into)
-        }));
+        trials.push(Trial::test(title, move || check(&required, &tally, executed, filtered).map_err(Into::into)));
     }
     for name in tallies.keys().filter(|name| !required.contains_key(*name)) {
         trials.push(Trial::test(format!("profile::{name}"), || {
@@ -193,9 +191,9 @@ fn check(required: &Required, tally: &Tally, executed: usize, filtered: bool) ->
         return Err("it is missing from this build".into());
     }
     for (model, capability) in tally.models.iter().zip(&tally.capabilities) {
-        required.admits(capability).map_err(|problem| {
-            if model.is_empty() { problem } else { format!("with the model {model}: {problem}") }
-        })?;
+        required
+            .admits(capability)
+            .map_err(|problem| if model.is_empty() { problem } else { format!("with the model {model}: {problem}") })?;
     }
     if let Some(model) = required.models.iter().find(|model| !tally.models.contains(model)) {
         return Err(format!("the model {model} is missing"));

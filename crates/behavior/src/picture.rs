@@ -66,11 +66,7 @@ impl ImageSource for Picture {
 
     fn rgb(&self) -> RgbView<'_> {
         let side = self.side as u32;
-        RgbView {
-            width: self.grid.w.min(64) * side,
-            height: self.grid.h.min(64) * side,
-            pixels: &self.pixels,
-        }
+        RgbView { width: self.grid.w.min(64) * side, height: self.grid.h.min(64) * side, pixels: &self.pixels }
     }
 
     fn grid(&self) -> PatchGrid {

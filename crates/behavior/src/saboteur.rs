@@ -250,9 +250,9 @@ impl Engine for Saboteur {
         let bindings = adapters.bindings().iter();
         let adapters = match self.fault {
             Fault::IgnoreAdapters => AdapterSet::none(),
-            Fault::IgnoreScale => AdapterSet::new(
-                bindings.map(|binding| AdapterBinding { key: binding.key.clone(), scale: 1.0 }),
-            )?,
+            Fault::IgnoreScale => {
+                AdapterSet::new(bindings.map(|binding| AdapterBinding { key: binding.key.clone(), scale: 1.0 }))?
+            }
             Fault::KeepOldWeights => AdapterSet::new(bindings.map(|binding| {
                 let key = self.first_generation.get(&binding.key.id).map(|info| info.key.clone());
                 AdapterBinding { key: key.unwrap_or_else(|| binding.key.clone()), scale: binding.scale }

@@ -30,7 +30,9 @@ fn catchers(fault: Fault) -> &'static [&'static str] {
         Fault::ForkSharesWrites => &["fork_after_64", "many_forks_in_one_batch"],
         Fault::ReleaseNothing => &["slots_are_bounded", "release_gives_memory_back", "a_released_id_is_stale"],
         Fault::LoseChunkEnd => &["chunks_of_seven", "an_adapter_in_chunks"],
-        Fault::RefusedStepAdvances => &["a_bad_token_at_the_end_is_refused_alone", "a_refused_step_leaves_its_sequence"],
+        Fault::RefusedStepAdvances => {
+            &["a_bad_token_at_the_end_is_refused_alone", "a_refused_step_leaves_its_sequence"]
+        }
         Fault::UnloadDropsRunning => &["unloading_while_a_sequence_runs"],
     }
 }

@@ -38,7 +38,11 @@ fn goes_on(fixture: &BackendFixture) -> Outcome {
     client.settle()?;
     let asked = request(text(&whole), 8);
     let reply = client.ask(asked.clone())?;
-    ensure!(reply.usage.reused_tokens >= 60, "of 80 tokens that were read only {} were reused", reply.usage.reused_tokens);
+    ensure!(
+        reply.usage.reused_tokens >= 60,
+        "of 80 tokens that were read only {} were reused",
+        reply.usage.reused_tokens
+    );
     let anew = client.anew(&asked)?;
     client.same(&reply, &anew, "a prompt that goes on, cached against anew")
 }
@@ -67,7 +71,11 @@ fn parts_ways(fixture: &BackendFixture) -> Outcome {
         let tail = fixture.engine.prompt(25, 921 + index as u64);
         let asked = request(text(&[&trunk[..shared], &tail].concat()), 6);
         let reply = client.ask(asked.clone())?;
-        ensure!(reply.usage.reused_tokens <= shared, "{} tokens were reused of {shared} shared", reply.usage.reused_tokens);
+        ensure!(
+            reply.usage.reused_tokens <= shared,
+            "{} tokens were reused of {shared} shared",
+            reply.usage.reused_tokens
+        );
         let anew = client.anew(&asked)?;
         client.same(&reply, &anew, &format!("a prompt that shares {shared} tokens, against anew"))?;
     }

@@ -24,12 +24,7 @@ pub(super) fn add(list: &mut List) {
 
 fn chat(messages: Vec<ChatMessage>, adapters: Vec<AdapterUse>) -> GenerateRequest {
     let chat = ChatPrompt { messages, ..ChatPrompt::default() };
-    GenerateRequest {
-        adapters,
-        max_tokens: Some(10),
-        logprobs: Some(1),
-        ..GenerateRequest::new(Prompt::Chat(chat))
-    }
+    GenerateRequest { adapters, max_tokens: Some(10), logprobs: Some(1), ..GenerateRequest::new(Prompt::Chat(chat)) }
 }
 
 fn first(fixture: &BackendFixture, image: bool) -> ChatMessage {

@@ -66,7 +66,11 @@ impl<'f> Client<'f> {
     /// The same request, computed anew.
     pub(super) fn anew(&self, request: &GenerateRequest) -> Outcome<Reply> {
         let reply = self.ask(GenerateRequest { prefix_reuse: PrefixReuse::Bypass, ..request.clone() })?;
-        ensure!(reply.usage.reused_tokens == 0, "a request that bypasses the cache reused {} tokens", reply.usage.reused_tokens);
+        ensure!(
+            reply.usage.reused_tokens == 0,
+            "a request that bypasses the cache reused {} tokens",
+            reply.usage.reused_tokens
+        );
         Ok(reply)
     }
 
@@ -106,11 +110,7 @@ pub(super) fn text(tokens: &[TokenId]) -> Vec<PromptPart> {
 
 /// A prompt of an image between two texts.
 pub(super) fn around(before: &[TokenId], image: &Arc<dyn ImageSource>, after: &[TokenId]) -> Vec<PromptPart> {
-    vec![
-        PromptPart::Tokens(before.to_vec()),
-        PromptPart::Image(Arc::clone(image)),
-        PromptPart::Tokens(after.to_vec()),
-    ]
+    vec![PromptPart::Tokens(before.to_vec()), PromptPart::Image(Arc::clone(image)), PromptPart::Tokens(after.to_vec())]
 }
 
 pub(super) fn adapter(id: &str, scale: f32) -> Vec<AdapterUse> {
@@ -119,8 +119,13 @@ pub(super) fn adapter(id: &str, scale: f32) -> Vec<AdapterUse> {
 
 /// Reads a stream to its end and checks its order.
 pub(super) fn collect(stream: EventStream) -> Outcome<Reply> {
-    let mut reply =
-        Reply { ids: Vec::new(), text: String::new(), logprobs: Vec::new(), reason: FinishReason::Length, usage: Usage::default() };
+    let mut reply = Reply {
+        ids: Vec::new(),
+        text: String::new(),
+        logprobs: Vec::new(),
+        reason: FinishReason::Length,
+        usage: Usage::default(),
+    };
     let mut started = false;
     let mut finished = false;
     for event in stream.blocking() {
@@ -169,7 +174,9 @@ pub(super) fn refusal(client: &Client<'_>, request: GenerateRequest, kind: Error
                 ensure!(last.is_none(), "{what}: something follows the error");
                 match event {
                     Err(error) => last = Some(error),
-                    Ok(Event::Finished { .. }) => return Err(format!("{what} must be refused, and was answered").into()),
+                    Ok(Event::Finished { .. }) => {
+                        return Err(format!("{what} must be refused, and was answered").into());
+                    }
                     Ok(_) => {}
                 }
             }

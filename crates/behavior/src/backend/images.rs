@@ -70,8 +70,7 @@ fn engines_own(fixture: &BackendFixture) -> Outcome {
 fn another_question(fixture: &BackendFixture, length: usize) -> Outcome {
     let client = Client::new(fixture)?;
     let engine = &fixture.engine;
-    let about =
-        |seed| request(around(&engine.prompt(40, 1100), &engine.images[0], &engine.prompt(length, seed)), 10);
+    let about = |seed| request(around(&engine.prompt(40, 1100), &engine.images[0], &engine.prompt(length, seed)), 10);
     client.ask(about(1110))?;
     let before = client.settle()?;
     ensure!(before.images_encoded == 1, "one image was encoded {} times", before.images_encoded);
@@ -114,7 +113,11 @@ fn never_mixed(fixture: &BackendFixture) -> Outcome {
             let expected = expected[image].clone()?;
             client.same(&reply, &expected, &format!("image {image}, round {round}, cached against anew"))?;
             if round == 0 && image == 1 {
-                ensure!(reply.usage.reused_tokens <= 40, "an image reused {} tokens of another", reply.usage.reused_tokens);
+                ensure!(
+                    reply.usage.reused_tokens <= 40,
+                    "an image reused {} tokens of another",
+                    reply.usage.reused_tokens
+                );
             }
             client.settle()?;
         }
@@ -193,7 +196,8 @@ fn hostile(fixture: &BackendFixture) -> Outcome {
 fn cancelled(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
     for seed in 0..4 {
-        let parts = vec![PromptPart::Image(Picture::seeded(16, 16, seed)), PromptPart::Tokens(fixture.engine.prompt(3, 1180))];
+        let parts =
+            vec![PromptPart::Image(Picture::seeded(16, 16, seed)), PromptPart::Tokens(fixture.engine.prompt(3, 1180))];
         drop(client.start(request(parts, 4))?);
     }
     let metrics = client.settle()?;

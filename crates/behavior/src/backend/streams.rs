@@ -105,7 +105,10 @@ fn logprobs(fixture: &BackendFixture) -> Outcome {
         ensure!(distance <= tolerance, "token {index}: off by {distance} from the engine's own logits");
         ensure!(entry.top.len() == 3, "three of the most probable were wanted, and {} came", entry.top.len());
         ensure!(entry.top[0].token == entry.chosen.token, "a greedy token is not the most probable one");
-        ensure!(entry.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob), "the most probable are not sorted");
+        ensure!(
+            entry.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob),
+            "the most probable are not sorted"
+        );
     }
     Ok(())
 }
@@ -272,7 +275,8 @@ fn undeclared(fixture: &BackendFixture) -> Outcome {
         ensure!(result.is_err_and(|error| error.kind() == unsupported), "embeddings must be unsupported");
     }
     if capability.adapter_mode == consort_core::AdapterMode::None {
-        let with = GenerateRequest { adapters: vec![AdapterUse { id: "x".into(), scale: 1.0 }], ..request(prompt(), 1) };
+        let with =
+            GenerateRequest { adapters: vec![AdapterUse { id: "x".into(), scale: 1.0 }], ..request(prompt(), 1) };
         match client.backend.generate(with) {
             Err(error) => ensure!(
                 matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NotFound),

@@ -141,7 +141,8 @@ fn different_wants(fixture: &EngineFixture) -> Outcome {
     let seqs = open(&mut rig, 4)?;
     let all = if fixture.capability.prompt_logprobs { Want::All } else { Want::Last };
     let wants = [Want::Nothing, all, Want::Nothing, Want::Last];
-    let steps: Vec<_> = seqs.iter().zip(&chunks).zip(wants).map(|((seq, chunk), want)| chunk.step(*seq, want)).collect();
+    let steps: Vec<_> =
+        seqs.iter().zip(&chunks).zip(wants).map(|((seq, chunk), want)| chunk.step(*seq, want)).collect();
     for (index, outcome) in rig.submit(&steps)?.into_iter().enumerate() {
         let output = done(outcome)?;
         match (wants[index], output) {

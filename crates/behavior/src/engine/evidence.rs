@@ -77,7 +77,11 @@ fn another_device(fixture: &EngineFixture) -> Outcome {
     // No engine of one kind runs on both, so one of the two is certainly another.
     let other = if fixture.device == Device::Metal { Device::Cuda(7) } else { Device::Metal };
     let made = (fixture.make)(&Setup { policy: DevicePolicy::Named(other), ..fixture.setup() });
-    fails(made.map(|engine| engine.evidence().device), ErrorKind::DevicePolicy, "loading for a device that is not used")?;
+    fails(
+        made.map(|engine| engine.evidence().device),
+        ErrorKind::DevicePolicy,
+        "loading for a device that is not used",
+    )?;
     Ok(())
 }
 
@@ -124,4 +128,3 @@ fn consistent_info(fixture: &EngineFixture) -> Outcome {
     ensure!(memory.weights > 0, "the weights take no memory");
     Ok(())
 }
-

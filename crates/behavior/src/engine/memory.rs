@@ -53,7 +53,10 @@ fn release(fixture: &EngineFixture) -> Outcome {
         most = held(&rig.engine.memory()).max(most);
         seqs.push(seq);
     }
-    ensure!(most > start || count < 2, "{count} sequences of 40 tokens take no memory ({most} bytes, {start} at the start)");
+    ensure!(
+        most > start || count < 2,
+        "{count} sequences of 40 tokens take no memory ({most} bytes, {start} at the start)"
+    );
     for seq in seqs {
         rig.engine.release(seq);
     }

@@ -45,7 +45,10 @@ fn text(rig: &mut Rig<'_>) -> Outcome<Vec<Vec<f32>>> {
 fn in_chunks(rig: &mut Rig<'_>) -> Outcome<Vec<Vec<f32>>> {
     let seq = rig.open()?;
     let script = Script::text(&rig.fixture.prompt(100, 601));
-    [0..1, 1..64, 64..65, 65..100].into_iter().map(|range| rig.read_range(seq, &script, range, usize::MAX / 2)).collect()
+    [0..1, 1..64, 64..65, 65..100]
+        .into_iter()
+        .map(|range| rig.read_range(seq, &script, range, usize::MAX / 2))
+        .collect()
 }
 
 /// The same tokens for both, so that one near tie does not part their ways.

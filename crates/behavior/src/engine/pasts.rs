@@ -77,8 +77,7 @@ fn lone(fixture: &EngineFixture, tokens: &[u32], border: usize, steps: &[usize])
 fn isolation(fixture: &EngineFixture, length: usize, copy: Copy) -> Outcome {
     let shared = fixture.prompt(length, 100);
     let steps = [1, 2, 33];
-    let ways: Vec<Vec<u32>> =
-        (0..2).map(|way| [shared.clone(), fixture.prompt(36, 101 + way)].concat()).collect();
+    let ways: Vec<Vec<u32>> = (0..2).map(|way| [shared.clone(), fixture.prompt(36, 101 + way)].concat()).collect();
     let expected = ways.iter().map(|way| lone(fixture, way, length, &steps)).collect::<Outcome<Vec<_>>>()?;
     if fixture.nature.remembers {
         differ(&expected[0][2], &expected[1][2], "the two ways")?;
@@ -101,7 +100,11 @@ fn isolation(fixture: &EngineFixture, length: usize, copy: Copy) -> Outcome {
         for (way, seq) in order {
             let row = rig.read_range(seq, &scripts[way], from..from + step, usize::MAX / 2)?;
             let who = if way == 0 { "the parent" } else { "the copy" };
-            rig.same_steps(&row, &expected[way][round], &format!("{who}, round {round}, after {length} shared tokens"))?;
+            rig.same_steps(
+                &row,
+                &expected[way][round],
+                &format!("{who}, round {round}, after {length} shared tokens"),
+            )?;
         }
         from += step;
     }

@@ -113,7 +113,8 @@ fn first_matters(fixture: &EngineFixture) -> Outcome {
     let mut rig = Rig::new(fixture)?;
     let tokens = fixture.prompt(12, 15);
     let mut other = tokens.clone();
-    other[0] = fixture.tokens.start + (other[0] - fixture.tokens.start + 1) % (fixture.tokens.end - fixture.tokens.start);
+    other[0] =
+        fixture.tokens.start + (other[0] - fixture.tokens.start + 1) % (fixture.tokens.end - fixture.tokens.start);
     let (one, two) = (rig.fresh_text(&tokens)?, rig.fresh_text(&other)?);
     differ(&one, &two, "another first token of twelve")
 }

@@ -4,8 +4,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use consort_core::{
-    AdapterBinding, AdapterFiles, AdapterKey, AdapterMode, AdapterSet, AdapterSource, ErrorKind, ImageHandle,
-    Parked, PatchGrid, Pooling, Position, SeqId, Step, StepInput, Ticket, TokenId, Want,
+    AdapterBinding, AdapterFiles, AdapterKey, AdapterMode, AdapterSet, AdapterSource, ErrorKind, ImageHandle, Parked,
+    PatchGrid, Pooling, Position, SeqId, Step, StepInput, Ticket, TokenId, Want,
 };
 
 use super::List;

@@ -112,9 +112,9 @@ impl HashEngine {
     }
 
     fn past(&self, seq: SeqId) -> Result<&Past> {
-        self.sequences.get(&seq).ok_or_else(|| {
-            error(ErrorKind::NotFound, "no such sequence").with_context("seq", seq.0.to_string())
-        })
+        self.sequences
+            .get(&seq)
+            .ok_or_else(|| error(ErrorKind::NotFound, "no such sequence").with_context("seq", seq.0.to_string()))
     }
 
     /// Refuses what would exceed the budget.
@@ -221,9 +221,8 @@ fn top_k(mut row: Vec<f32>, k: usize, mask: Option<&[u32]>, bias: &[(TokenId, f3
             *logit += bias;
         }
     }
-    let allowed = |token: usize| {
-        mask.is_none_or(|mask| mask.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1))
-    };
+    let allowed =
+        |token: usize| mask.is_none_or(|mask| mask.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1));
     let mut pairs: Vec<_> = row.into_iter().enumerate().filter(|(token, _)| allowed(*token)).collect();
     pairs.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     pairs.into_iter().take(k).map(|(token, logit)| (token as TokenId, logit)).collect()
@@ -351,9 +350,7 @@ impl Engine for HashEngine {
     }
 
     fn collect(&mut self, ticket: Ticket) -> Result<Vec<StepOutcome>> {
-        self.finished
-            .remove(&ticket.0)
-            .ok_or_else(|| error(ErrorKind::NotFound, "this ticket was collected already"))
+        self.finished.remove(&ticket.0).ok_or_else(|| error(ErrorKind::NotFound, "this ticket was collected already"))
     }
 
     fn fork(&mut self, seq: SeqId) -> Result<SeqId> {
@@ -410,9 +407,8 @@ impl Engine for HashEngine {
     }
 
     fn load_adapter(&mut self, source: &AdapterSource) -> Result<AdapterInfo> {
-        let invalid = |message: String| {
-            error(ErrorKind::InvalidAdapter, message).with_context("adapter", &*source.key.id)
-        };
+        let invalid =
+            |message: String| error(ErrorKind::InvalidAdapter, message).with_context("adapter", &*source.key.id);
         let (config, weights) = contents(&source.files)?;
         let config: serde_json::Value = serde_json::from_slice(&config).map_err(|error| invalid(error.to_string()))?;
         for field in ["use_dora", "modules_to_save"] {

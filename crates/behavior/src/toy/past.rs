@@ -33,13 +33,7 @@ impl Past {
     }
 
     pub(super) fn share(&self, state: Held) -> Self {
-        Self {
-            tip: self.tip.clone(),
-            tokens: self.tokens,
-            voice: Rc::clone(&self.voice),
-            reserved: Vec::new(),
-            state,
-        }
+        Self { tip: self.tip.clone(), tokens: self.tokens, voice: Rc::clone(&self.voice), reserved: Vec::new(), state }
     }
 
     pub(super) fn tokens(&self) -> usize {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use consort_behavior::fixture::{Random, Setup};
 use consort_behavior::{Case, Failure, Outcome};
-use consort_core::{AdapterSet, DevicePolicy, Device, ErrorKind, Position, Result, Step, StepInput, Want};
+use consort_core::{AdapterSet, Device, DevicePolicy, ErrorKind, Position, Result, Step, StepInput, Want};
 
 use super::native::{Files, make};
 

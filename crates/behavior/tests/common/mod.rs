@@ -32,9 +32,8 @@ pub fn lesson() -> Vec<u32> {
 /// The parrot with its lesson.
 pub fn parrot() -> Result<EngineFixture> {
     let lesson = lesson();
-    let make: MakeEngine = Arc::new(move |setup| {
-        Ok(Box::new(parrot::Parrot::new(64, &lesson, setup.policy)?) as Box<dyn Engine>)
-    });
+    let make: MakeEngine =
+        Arc::new(move |setup| Ok(Box::new(parrot::Parrot::new(64, &lesson, setup.policy)?) as Box<dyn Engine>));
     EngineFixture::new("parrot", "", Device::Cpu, 1..64, make)
 }
 

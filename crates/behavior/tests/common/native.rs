@@ -246,7 +246,10 @@ fn refused(folder: &Path) -> Result<Vec<RefusedAdapter>> {
     });
     let without_b = renamed(&weights, |header| {
         // Data must stay whole, so the factor is renamed to another layer's and not removed.
-        header.into_iter().map(|(name, value)| (name.replace("layers.0.mlp.up_proj.lora_B", "layers.1.mlp.no_proj.lora_B"), value)).collect()
+        header
+            .into_iter()
+            .map(|(name, value)| (name.replace("layers.0.mlp.up_proj.lora_B", "layers.1.mlp.no_proj.lora_B"), value))
+            .collect()
     });
     let flat = renamed(&weights, |header| {
         let flatten = |(name, mut value): (String, Value)| {
@@ -275,9 +278,10 @@ fn refused(folder: &Path) -> Result<Vec<RefusedAdapter>> {
         refused("factors of another layer", "_proj", named("mlp.down_proj", "mlp.gate_proj2")),
         refused("truncated weights", "safetensors", bytes(&config, &weights[..weights.len() / 2])),
         refused("no weights", "safetensors", bytes(&config, &[])),
-        refused("a config that does not parse", "config", AdapterFiles::Bytes {
-            config: b"{".as_slice().into(),
-            weights: weights.as_slice().into(),
-        }),
+        refused(
+            "a config that does not parse",
+            "config",
+            AdapterFiles::Bytes { config: b"{".as_slice().into(), weights: weights.as_slice().into() },
+        ),
     ])
 }

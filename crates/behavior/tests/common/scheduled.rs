@@ -66,9 +66,8 @@ fn user_turn(text: &str) -> String {
 pub fn parrot() -> Result<BackendFixture> {
     let engine = super::parrot()?;
     let lesson = super::lesson();
-    let make = make(FrontEnd::default(), move || {
-        super::parrot::Parrot::new(64, &lesson, DevicePolicy::Named(Device::Cpu))
-    });
+    let make =
+        make(FrontEnd::default(), move || super::parrot::Parrot::new(64, &lesson, DevicePolicy::Named(Device::Cpu)));
     Ok(BackendFixture { make, engine, user_turn: None })
 }
 
@@ -114,8 +113,7 @@ fn study(engine: EngineFixture) -> Result<BackendFixture> {
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let missing = || Error::new(ErrorKind::InvalidTemplate, "the study model has no chat template");
     let template = ChatTemplate::new(tokenizer.chat_template().ok_or_else(missing)?)?;
-    let front_end =
-        FrontEnd { tokenizer: Some(tokenizer), template: Some(template.clone()), image_processor: None };
+    let front_end = FrontEnd { tokenizer: Some(tokenizer), template: Some(template.clone()), image_processor: None };
     // A conversation of one turn is that turn: the template adds no system message of its own.
     let user_turn = move |text: &str| {
         let messages = vec![ChatMessage::text(Role::User, text)];
