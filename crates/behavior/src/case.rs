@@ -52,7 +52,8 @@ impl From<&str> for Failure {
 /// Fails the case with the formatted message unless the condition holds.
 macro_rules! ensure {
     ($condition:expr, $($message:tt)+) => {
-        if !$condition {
+        // A comparison with what is no number does not hold, as it should here.
+        if !std::convert::identity::<bool>($condition) {
             return Err($crate::Failure::new(format!($($message)+)));
         }
     };

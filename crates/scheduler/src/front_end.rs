@@ -255,16 +255,21 @@ pub(crate) fn choose_borders(
         candidates.into_iter().filter(|border| border.at > reused && border.at < length).collect();
     // Of equal worth, the later one saves more.
     candidates.sort_by(|a, b| a.kind.cmp(&b.kind).then(b.at.cmp(&a.at)));
-    let mut chosen: Vec<usize> = Vec::new();
+    let mut chosen: Vec<Border> = Vec::new();
+    let near = |at: usize, other: usize| at.abs_diff(other) < min_gain.max(1);
     for border in candidates {
         if chosen.len() >= most {
             break;
         }
-        let near = |other: usize| border.at.abs_diff(other) < min_gain.max(1);
-        if border.kind == BorderKind::Turn || !(near(reused) || chosen.iter().any(|&other| near(other))) {
-            chosen.push(border.at);
+        // However short the question after a picture is: the next one about the same picture begins where the picture ends.
+        let apart = |other: &Border| {
+            (border.kind == BorderKind::Image && other.kind == BorderKind::Turn) || !near(border.at, other.at)
+        };
+        if border.kind == BorderKind::Turn || (!near(border.at, reused) && chosen.iter().all(apart)) {
+            chosen.push(border);
         }
     }
+    let mut chosen: Vec<usize> = chosen.into_iter().map(|border| border.at).collect();
     chosen.sort_unstable();
     chosen.dedup();
     chosen
@@ -293,5 +298,7 @@ mod tests {
         assert_eq!(chosen(95, 9, 16), [100]);
         assert_eq!(chosen(0, 0, 1), [0usize; 0]);
         assert_eq!(choose_borders([border(0, BorderKind::Turn)], 0, 9, 3, 1), [0usize; 0]);
+        let short_question = [border(70, BorderKind::Turn), border(60, BorderKind::Image), border(8, BorderKind::Message)];
+        assert_eq!(choose_borders(short_question, 0, 75, 4, 16), [60, 70]);
     }
 }

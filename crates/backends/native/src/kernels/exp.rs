@@ -43,7 +43,7 @@ pub(super) fn silu(x: f32) -> f32 {
 /// The tanh form of GELU: ½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))), by ½·(1 + tanh u) = sigmoid(2u).
 #[inline(always)]
 pub(super) fn gelu_tanh(x: f32) -> f32 {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_2;
     x * sigmoid(TWICE_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x))
 }
 

@@ -241,6 +241,9 @@ impl VisionModel {
         if values.len() != patches * width {
             return refuse(format!("{} values are not {patches} patches of {width}", values.len()));
         }
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            return refuse(format!("value {} of patch {} is not a finite number", index % width, index / width));
+        }
         Ok(Encoding {
             grid,
             patches: values,

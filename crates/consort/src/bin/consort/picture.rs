@@ -47,7 +47,7 @@ pub fn draw(image: RgbView<'_>, columns: u32, palette: Palette) -> String {
                     let _ = write!(text, "\x1b[38;2;{ur};{ug};{ub}m\x1b[48;2;{lr};{lg};{lb}m▀");
                 }
                 Palette::Letters => {
-                    text.push(nearest([mid(upper[0], lower[0]), mid(upper[1], lower[1]), mid(upper[2], lower[2])]))
+                    text.push(nearest([mid(upper[0], lower[0]), mid(upper[1], lower[1]), mid(upper[2], lower[2])]));
                 }
             }
         }

@@ -103,7 +103,7 @@ fn bytes_per_token(gguf: &Gguf) -> Result<u64> {
     let untied = gguf.tensor("output.weight").is_some();
     let read = |name: &str| {
         let mtp = (blocks.saturating_sub(unused)..blocks).any(|block| name.starts_with(&format!("blk.{block}.")));
-        !mtp && !(untied && name == "token_embd.weight")
+        !(mtp || untied && name == "token_embd.weight")
     };
     Ok(gguf.tensors().filter(|tensor| read(&tensor.name)).map(consort_gguf::TensorInfo::byte_len).sum())
 }
