@@ -128,14 +128,19 @@ fn trial(name: String, case: Case, reason: Option<String>, executed: &Arc<Atomic
     let executed = Arc::clone(executed);
     Trial::test(name, move || {
         executed.fetch_add(1, Ordering::Relaxed);
-        match (caught(&case), reason) {
-            (Ok(()), None) | (Err(_), Some(_)) => Ok(()),
-            (Err(failure), None) => Err(failure.into()),
-            (Ok(()), Some(reason)) => {
-                Err(format!("passes, and the profile expects it to fail ({reason}): strike it there").into())
-            }
-        }
+        verdict(caught(&case), reason.as_deref()).map_err(Into::into)
     })
+}
+
+/// What counts: a case that is known to fail, for a reason, must.
+fn verdict(outcome: Result<(), String>, known: Option<&str>) -> Result<(), String> {
+    match (outcome, known) {
+        (outcome, None) => outcome,
+        (Err(_), Some(_)) => Ok(()),
+        (Ok(()), Some(reason)) => {
+            Err(format!("passes, and the profile expects it to fail ({reason}): strike it there"))
+        }
+    }
 }
 
 /// Runs a case; a panic is a failure.
@@ -205,4 +210,72 @@ fn check(required: &Required, tally: &Tally, executed: usize, filtered: bool) ->
         return Err(format!("only {executed} cases ran, and {} are required", required.cases));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn required() -> Required {
+        let profile = Profile::parse(
+            "[engines.x]\ndeclares = [\"fork\"]\nat_least = { max_sequences = 4 }\nlogit_tolerance = 0.1\nmodels = [\"a\"]\ncases = 3",
+        );
+        profile.unwrap().engines.remove("x").unwrap()
+    }
+
+    fn tally() -> Tally {
+        let capability = Capability { fork: true, max_sequences: 4, ..Capability::default() };
+        Tally { capabilities: vec![capability], models: vec!["a".into()], registered: 3, ..Tally::default() }
+    }
+
+    #[test]
+    fn what_is_missing_fails() {
+        assert_eq!(check(&required(), &tally(), 3, false), Ok(()));
+        let fails = |change: fn(&mut Tally), words: &str| {
+            let mut tally = tally();
+            change(&mut tally);
+            // No filter helps.
+            let problem = check(&required(), &tally, 3, true).unwrap_err();
+            assert!(problem.contains(words), "{problem}");
+        };
+        fails(|tally| tally.capabilities.clear(), "missing from this build");
+        fails(|tally| tally.capabilities[0].fork = false, "fork is not declared");
+        fails(|tally| tally.capabilities[0].max_sequences = 3, "max_sequences is 3");
+        fails(|tally| tally.capabilities[0].logit_tolerance = 1.0, "tolerance of 1");
+        fails(|tally| tally.capabilities[0].logit_tolerance = f32::NAN, "tolerance of NaN");
+        fails(
+            |tally| tally.capabilities[0].adapter_mode = consort_core::AdapterMode::MixedBatch,
+            "adapters are declared",
+        );
+        fails(|tally| tally.models[0] = "b".into(), "the model a is missing");
+        fails(|tally| tally.registered = 2, "only 2 cases apply");
+    }
+
+    #[test]
+    fn a_filter_excuses_only_what_did_not_run() {
+        assert_eq!(check(&required(), &tally(), 1, true), Ok(()));
+        assert!(check(&required(), &tally(), 1, false).unwrap_err().contains("only 1 cases ran"));
+    }
+
+    #[test]
+    fn a_known_failure_must_fail() {
+        assert_eq!(verdict(Ok(()), None), Ok(()));
+        assert!(verdict(Err("wrong".into()), None).is_err());
+        assert_eq!(verdict(Err("wrong".into()), Some("known")), Ok(()));
+        assert!(verdict(Ok(()), Some("known")).unwrap_err().contains("strike it"));
+    }
+
+    #[test]
+    fn a_panic_is_a_failure() {
+        let case = Case::new("panics", None, || panic!("on purpose"));
+        assert_eq!(caught(&case), Err("panicked: on purpose".into()));
+    }
+
+    #[test]
+    fn a_profile_with_unknown_keys_is_refused() {
+        assert!(Profile::parse("[engine.x]\ncases = 1").is_err());
+        let stranger = Profile::parse("[engines.x]\ndeclares = [\"flies\"]\nlogit_tolerance = 0.0\ncases = 0").unwrap();
+        assert!(stranger.engines["x"].admits(&Capability::default()).unwrap_err().contains("flies"));
+    }
 }

@@ -103,7 +103,7 @@ impl Required {
         } else if capability.adapter_mode != AdapterMode::None {
             return Err("adapters are declared, and the profile does not require them: say so there".into());
         }
-        if !(capability.logit_tolerance <= self.logit_tolerance) {
+        if capability.logit_tolerance.is_nan() || capability.logit_tolerance > self.logit_tolerance {
             return Err(format!(
                 "a tolerance of {} is declared, and {} is the most",
                 capability.logit_tolerance, self.logit_tolerance

@@ -42,7 +42,7 @@ fn golden_catchers(fault: Fault) -> &'static [&'static str] {
     match fault {
         Fault::IgnoreAdapters => &["golden::lora-all::logits", "golden::only-out_proj::logits"],
         Fault::IgnoreScale => &["golden::lora-all-half::logits"],
-        Fault::ShiftPositions => &["golden::text-24::greedy", "golden::text-65::logits"],
+        Fault::ShiftPositions => &["golden::text-24::greedy"],
         Fault::CountPositions => &["golden::image-square::logits"],
         Fault::DropImage | Fault::BlankImage => &["golden::image-square::logits", "golden::two-images::logits"],
         Fault::ReuseFirstImage | Fault::RestartImage => &[],
@@ -65,21 +65,12 @@ fn failing(fixture: &EngineFixture, chosen: impl Fn(&str) -> bool) -> (BTreeSet<
     (failed, ran)
 }
 
-/// Faults make engines panic now and then; that is a catch, and no news.
-fn quietly<T>(run: impl FnOnce() -> T) -> T {
-    let loud = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let result = run();
-    std::panic::set_hook(loud);
-    result
-}
-
 #[test]
 fn every_fault_of_the_toy_is_caught() {
     let fixture = common::hash().unwrap();
     assert_eq!(failing(&fixture, |_| true).0, BTreeSet::new(), "the toy itself must pass");
     for fault in Fault::ALL {
-        let (failed, _) = quietly(|| failing(&sabotaged(&fixture, fault), |_| true));
+        let (failed, _) = failing(&sabotaged(&fixture, fault), |_| true);
         for catcher in catchers(fault) {
             assert!(failed.contains(*catcher), "{fault:?} passes {catcher}; what fails: {failed:?}");
         }
@@ -92,16 +83,20 @@ fn every_fault_of_the_native_engine_is_caught() {
     let model = "grouped2";
     let files = common::native::converted(model, consort_forge::OutputType::F32).unwrap();
     let fixture = common::native::fixture(model, model, &files, 1).unwrap();
+    let mut problems = Vec::new();
     for fault in Fault::ALL {
         let wanted: Vec<&str> = catchers(fault).iter().chain(golden_catchers(fault)).copied().collect();
         let chosen = |name: &str| wanted.contains(&name);
         let (failed, ran) = failing(&fixture, chosen);
-        assert_eq!((failed, ran), (BTreeSet::new(), wanted.len()), "{fault:?}: the engine itself must pass {wanted:?}");
-        let (failed, _) = quietly(|| failing(&sabotaged(&fixture, fault), chosen));
-        for catcher in wanted {
-            assert!(failed.contains(catcher), "{fault:?} passes {catcher}; what fails: {failed:?}");
+        if !failed.is_empty() || ran < wanted.len() {
+            problems.push(format!("{fault:?}: of {wanted:?} {ran} apply, and without the fault {failed:?} fail"));
         }
+        let (failed, _) = failing(&sabotaged(&fixture, fault), chosen);
+        problems.extend(
+            wanted.iter().filter(|name| !failed.contains(**name)).map(|name| format!("{fault:?} passes {name}")),
+        );
     }
+    assert!(problems.is_empty(), "{problems:#?}");
 }
 
 /// The backend suite catches what shows behind the scheduler too.
@@ -113,7 +108,7 @@ fn faults_behind_the_scheduler_are_caught() {
         (Fault::KeepOldWeights, &["the_same_name_with_new_weights"]),
         (Fault::ShiftPositions, &["greedy_is_the_engines_own"]),
         (Fault::CountPositions, &["images_are_the_engines_own"]),
-        (Fault::LeakAnotherPast, &["cached_is_uncached", "adapters_never_reach_each_others_cache"]),
+        (Fault::LeakAnotherPast, &["adapters_never_reach_each_others_cache"]),
         (Fault::BlankImage, &["images_are_told_apart", "images_are_the_engines_own"]),
         (Fault::DropImage, &["images_are_told_apart", "images_are_the_engines_own"]),
         (Fault::ReuseFirstImage, &["images_are_told_apart"]),
@@ -121,6 +116,7 @@ fn faults_behind_the_scheduler_are_caught() {
         (Fault::LieAboutDevice, &["what_it_is"]),
         (Fault::LoseChunkEnd, &["a_long_prompt_is_the_engines_own"]),
     ];
+    let mut problems = Vec::new();
     for (fault, wanted) in caught_by {
         let failing = |fault| {
             let fixture = common::scheduled::hash(fault).unwrap();
@@ -130,10 +126,19 @@ fn faults_behind_the_scheduler_are_caught() {
             let failed = chosen.into_iter().filter(|case| caught(case).is_err());
             failed.map(|case| case.name().to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(failing(None), Vec::<String>::new(), "{fault:?}: the toy itself must pass {wanted:?}");
-        let failed = quietly(|| failing(Some(*fault)));
-        assert_eq!(failed.len(), wanted.len(), "{fault:?} is caught by {failed:?} alone, and not by all of {wanted:?}");
+        let honest = failing(None);
+        if !honest.is_empty() {
+            problems.push(format!("without {fault:?} {honest:?} fail"));
+        }
+        let failed = failing(Some(*fault));
+        problems.extend(
+            wanted
+                .iter()
+                .filter(|name| !failed.iter().any(|other| other == *name))
+                .map(|name| format!("{fault:?} passes {name}")),
+        );
     }
+    assert!(problems.is_empty(), "{problems:#?}");
 }
 
 /// An engine that lies for an accelerator's fixture has nothing to show for it in the process.

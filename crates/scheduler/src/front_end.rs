@@ -298,7 +298,8 @@ mod tests {
         assert_eq!(chosen(95, 9, 16), [100]);
         assert_eq!(chosen(0, 0, 1), [0usize; 0]);
         assert_eq!(choose_borders([border(0, BorderKind::Turn)], 0, 9, 3, 1), [0usize; 0]);
-        let short_question = [border(70, BorderKind::Turn), border(60, BorderKind::Image), border(8, BorderKind::Message)];
+        let short_question =
+            [border(70, BorderKind::Turn), border(60, BorderKind::Image), border(8, BorderKind::Message)];
         assert_eq!(choose_borders(short_question, 0, 75, 4, 16), [60, 70]);
     }
 }

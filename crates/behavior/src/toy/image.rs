@@ -30,10 +30,10 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(image: &dyn ImageSource, counter: Counter) -> Result<Self> {
+    pub(super) fn new(image: &dyn ImageSource, counter: &Counter) -> Result<Self> {
         let invalid = |message: &str| error(ErrorKind::InvalidImage, message);
         let grid = image.grid();
-        if grid.merge != 2 || grid.h % 2 != 0 || grid.w % 2 != 0 || grid.t != 1 {
+        if grid.merge != 2 || !grid.h.is_multiple_of(2) || !grid.w.is_multiple_of(2) || grid.t != 1 {
             return Err(invalid("the grid must be a still image's, and merge two by two"));
         }
         let patches = (grid.h as usize).checked_mul(grid.w as usize).filter(|patches| *patches > 0);

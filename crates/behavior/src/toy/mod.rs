@@ -385,7 +385,7 @@ impl Engine for HashEngine {
     }
 
     fn begin_image(&mut self, image: Arc<dyn ImageSource>) -> Result<ImageJob> {
-        let job = Job::new(&*image, self.images.clone())?;
+        let job = Job::new(&*image, &self.images)?;
         let id = self.id();
         self.jobs.insert(id, job);
         Ok(ImageJob(id))

@@ -1,7 +1,6 @@
 //! Damaged model files: a typed error, or an engine that computes; never a panic.
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use consort_behavior::fixture::{Random, Setup};
@@ -44,7 +43,7 @@ pub fn cases(files: &Files) -> Vec<Case> {
 }
 
 /// Where the tensors' data begins, near enough: everything before is metadata and the table.
-fn header(bytes: &[u8], file: &PathBuf) -> Result<usize> {
+fn header(bytes: &[u8], file: &std::path::Path) -> Result<usize> {
     let gguf = consort_gguf::Gguf::open(file)?;
     let data: u64 = gguf.tensors().map(consort_gguf::TensorInfo::byte_len).sum();
     Ok(bytes.len().saturating_sub(data as usize).max(64))
