@@ -21,7 +21,7 @@ fn catchers(fault: Fault) -> &'static [&'static str] {
         Fault::CountPositions => &["positions_matter", "rows_and_columns_matter"],
         Fault::LeakAnotherPast => &["two_parked_pasts_do_not_mix", "parked_pasts_take_no_slot"],
         Fault::LeakStaleState => &["a_past_is_as_it_was_when_parked"],
-        Fault::DropImage => &["an_image_is_seen", "an_image_that_was_dropped_is_missed"],
+        Fault::DropImage => &["an_image_is_seen", "two_images_in_one_prompt"],
         Fault::BlankImage => &["an_image_is_seen"],
         Fault::ReuseFirstImage => &["an_image_is_seen", "the_order_of_two_images_matters"],
         Fault::RestartImage => &["an_image_in_chunks", "an_image_token_by_token"],
