@@ -1,4 +1,4 @@
-//! The suite for any [`ModelBackend`](consort_core::ModelBackend).
+//! The suite for any [`ModelBackend`].
 
 mod adapters;
 mod cache;
