@@ -101,7 +101,7 @@ pub enum ErrorStatus {
     Temporary,
 }
 
-/// The one error of the workspace; see the [module documentation](self).
+/// The one error of the workspace: its kind, whether trying again can help, the operation, and what is concerned.
 ///
 /// ```
 /// use consort_core::{Error, ErrorKind, ErrorStatus};
