@@ -40,17 +40,17 @@ pub struct PatchGrid {
 }
 
 impl PatchGrid {
-    /// Number of patches: t · h · w.
+    /// Number of patches: t · h · w; `usize::MAX` where that is beyond counting.
     #[must_use]
     pub fn patches(self) -> usize {
-        self.t as usize * self.h as usize * self.w as usize
+        (self.t as usize).saturating_mul(self.h as usize).saturating_mul(self.w as usize)
     }
 
     /// Number of tokens the image takes in the text model: t · (h / merge) · (w / merge).
     #[must_use]
     pub fn tokens(self) -> usize {
         let merge = self.merge.max(1);
-        self.t as usize * (self.h / merge) as usize * (self.w / merge) as usize
+        (self.t as usize).saturating_mul((self.h / merge) as usize).saturating_mul((self.w / merge) as usize)
     }
 }
 
