@@ -2,11 +2,9 @@
 
 use std::pin::Pin;
 
-use serde::Serialize;
-
 use crate::{
     AdapterFiles, AdapterInfo, AdapterUse, Capability, DeviceEvidence, Error, EventStream, GenerateRequest,
-    MemoryReport, ModelInfo, Pooling, Prompt, Result, TokenId,
+    MemoryReport, Metrics, ModelInfo, Pooling, Prompt, Result, TokenId,
 };
 
 /// A boxed future, so that [`ModelBackend`] can be a trait object.
@@ -33,47 +31,6 @@ pub struct EmbedRequest {
     pub pooling: Pooling,
 }
 
-/// Counters and gauges of a backend since it was made. Any front end can export them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Metrics {
-    /// Requests that wait for a slot.
-    pub queued: u64,
-    /// Requests that are being prefilled or decoded.
-    pub running: u64,
-    /// Finished turns that have yet to be kept in the prefix cache.
-    pub background: u64,
-    /// Requests accepted.
-    pub requests: u64,
-    /// Requests that ended by themselves.
-    pub finished: u64,
-    /// Requests that were cancelled.
-    pub cancelled: u64,
-    /// Requests that ended with an error.
-    pub failed: u64,
-    /// Requests refused because the queue was full.
-    pub refused: u64,
-    /// Engine batches.
-    pub steps: u64,
-    /// Prompt tokens of accepted requests.
-    pub prompt_tokens: u64,
-    /// Of these, how many the prefix cache gave.
-    pub reused_tokens: u64,
-    /// Tokens prefilled, background work included.
-    pub prefilled_tokens: u64,
-    /// Tokens generated.
-    pub generated_tokens: u64,
-    /// Images encoded.
-    pub images_encoded: u64,
-    /// Images whose embedding was at hand.
-    pub images_reused: u64,
-    /// Pasts in the prefix cache.
-    pub cached_pasts: u64,
-    /// What they cost, in bytes.
-    pub cached_bytes: u64,
-    /// Pasts evicted.
-    pub evicted_pasts: u64,
-}
-
 /// One model behind one engine, as applications, servers, benches and forges hold it: `Arc<dyn ModelBackend>`.
 ///
 /// All methods can be called from any thread. What the [`Capability`] does not declare is refused with
@@ -94,7 +51,7 @@ pub trait ModelBackend: Send + Sync {
     /// What is held in memory, by kind.
     fn memory(&self) -> BoxFuture<'_, Result<MemoryReport>>;
 
-    /// Counters and gauges.
+    /// Counters, gauges and histograms, all taken at one moment.
     fn metrics(&self) -> Metrics;
 
     /// Accepts a request and returns its events. The work has begun, or waits in a bounded queue, when this returns.
@@ -103,7 +60,8 @@ pub trait ModelBackend: Send + Sync {
     /// # Errors
     /// What can be told at once: [`Overloaded`](crate::ErrorKind::Overloaded),
     /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest), an adapter that is
-    /// [`NotFound`](crate::ErrorKind::NotFound). Later errors are the stream's last item.
+    /// [`NotFound`](crate::ErrorKind::NotFound). Later errors are the stream's last item, a deadline that passed
+    /// ([`DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded)) among them.
     fn generate(&self, request: GenerateRequest) -> Result<EventStream>;
 
     /// Pooled hidden states, `[hidden]`.

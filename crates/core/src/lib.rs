@@ -59,12 +59,13 @@ mod event;
 mod image;
 mod memory;
 mod message;
+mod metrics;
 mod model;
 mod request;
 mod token;
 
 pub use adapter::{AdapterBinding, AdapterFiles, AdapterInfo, AdapterKey, AdapterSet, AdapterSource, AdapterUse};
-pub use backend::{BoxFuture, EmbedRequest, Metrics, ModelBackend, SpecialTokens};
+pub use backend::{BoxFuture, EmbedRequest, ModelBackend, SpecialTokens};
 pub use blocking::block_on;
 pub use capability::{AdapterMode, Capability};
 pub use device::{Device, DeviceEvidence, DevicePolicy, Placement, Proof};
@@ -77,6 +78,7 @@ pub use event::{BlockingEvents, Event, EventStream, FinishReason, PositionLogpro
 pub use image::{ContentHash, ImageInput, ImageSource, PatchGrid, RgbView};
 pub use memory::{MemoryReport, SequenceMemory};
 pub use message::{ChatMessage, ChatPrompt, ContentPart, Role, Thinking, ToolCall};
+pub use metrics::{ByPriority, Failures, Histogram, Metrics};
 pub use model::ModelInfo;
-pub use request::{GenerateRequest, PrefixReuse, Priority, Prompt, PromptPart, Sampling, StopRules};
+pub use request::{Deadlines, GenerateRequest, PrefixReuse, Priority, Prompt, PromptPart, Sampling, StopRules};
 pub use token::{Position, TokenId};

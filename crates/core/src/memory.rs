@@ -17,12 +17,17 @@ pub struct MemoryReport {
     pub images: u64,
     /// Buffers that live between calls.
     pub scratch: u64,
+    /// Of `kv_cache` and `recurrent_state`, what pasts in the prefix cache cost, as the engine declared each when it was
+    /// parked. The scheduler fills it in; an engine cannot know, and says 0.
+    pub kept_pasts: u64,
+    /// The same of pasts that waiting requests have parked.
+    pub suspended_pasts: u64,
     /// The most that `kv_cache` + `recurrent_state` may reach; `None` when unbounded.
     pub sequence_budget: Option<u64>,
 }
 
 impl MemoryReport {
-    /// All kinds together.
+    /// All kinds together. `kept_pasts` and `suspended_pasts` say whose some of it is, and are not counted again.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.weights + self.kv_cache + self.recurrent_state + self.adapters + self.images + self.scratch

@@ -1,6 +1,7 @@
 //! What is asked of a backend.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -95,6 +96,18 @@ pub enum Priority {
     Realtime,
 }
 
+/// When a reply is of no use any more, counted from the request's arrival.
+///
+/// A deadline that passes, in the queue or in the middle of the reply, ends the stream with
+/// [`ErrorKind::DeadlineExceeded`] and frees the slot within one step. What was generated before has been delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+pub struct Deadlines {
+    /// The first token comes within this time. `None`: whenever it comes.
+    pub first_token: Option<Duration>,
+    /// The reply ends within this time. `None`: whenever it ends.
+    pub total: Option<Duration>,
+}
+
 /// Whether a request reads from and adds to the prefix cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -139,6 +152,8 @@ pub struct GenerateRequest {
     pub priority: Priority,
     /// Whether the prefix cache is used.
     pub prefix_reuse: PrefixReuse,
+    /// When the reply is of no use any more.
+    pub deadlines: Deadlines,
 }
 
 impl GenerateRequest {
@@ -154,6 +169,7 @@ impl GenerateRequest {
             logprobs: None,
             priority: Priority::default(),
             prefix_reuse: PrefixReuse::default(),
+            deadlines: Deadlines::default(),
         }
     }
 }

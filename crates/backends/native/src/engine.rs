@@ -206,6 +206,7 @@ impl Engine for NativeEngine {
             images: ledger.held(Kind::Image),
             scratch: 0,
             sequence_budget: self.pool.budget,
+            ..MemoryReport::default()
         }
     }
 

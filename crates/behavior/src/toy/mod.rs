@@ -291,6 +291,7 @@ impl Engine for HashEngine {
             images: self.images.total(),
             scratch: 0,
             sequence_budget: self.budget,
+            ..MemoryReport::default()
         }
     }
 
