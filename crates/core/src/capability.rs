@@ -53,6 +53,9 @@ pub struct Capability {
     pub prompt_logprobs: bool,
     /// Logits of the last position can be had, which sampling on our side and log probabilities need.
     pub logprobs: bool,
+    /// Replies can be held to a [`Structure`](crate::Structure). An engine leaves it to the scheduler, which declares it
+    /// where it knows the model's tokenizer.
+    pub structured_output: bool,
     /// The engine can reduce logits to a top k on the device (`Want::TopK`).
     pub device_top_k: bool,
     /// Pooled hidden states can be had.

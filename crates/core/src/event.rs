@@ -19,6 +19,8 @@ pub enum FinishReason {
     StopToken(TokenId),
     /// This stop string of the request came. The text ends before it.
     StopString(String),
+    /// The [`Structure`](crate::Structure) of the request is complete, and the model has no end token that says so.
+    StructureComplete,
     /// `max_tokens` or the context's end was reached.
     Length,
 }
@@ -32,10 +34,10 @@ pub struct TokenLogprob {
     pub logprob: f32,
 }
 
-/// Log probabilities of one generated token.
+/// Log probabilities of one token of a reply or of a prompt.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PositionLogprobs {
-    /// The token that was chosen.
+    /// The token that was chosen, or stands in the prompt.
     pub chosen: TokenLogprob,
     /// The most probable ones, best first.
     pub top: Vec<TokenLogprob>,
@@ -61,6 +63,9 @@ pub struct Usage {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
+    /// What the model thought of the prompt, before [`Started`](Self::Started), when the request asked for it: one entry for
+    /// each of its positions. `None` for the first, which nothing precedes, and for those of images.
+    PromptLogprobs(Vec<Option<PositionLogprobs>>),
     /// The prompt is in, and the first token comes next.
     Started(Usage),
     /// New tokens. Text that may yet turn out to be the beginning of a stop string, or that ends within a character, is

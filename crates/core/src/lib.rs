@@ -62,6 +62,8 @@ mod message;
 mod metrics;
 mod model;
 mod request;
+mod sampling;
+mod structure;
 mod token;
 
 pub use adapter::{AdapterBinding, AdapterFiles, AdapterInfo, AdapterKey, AdapterSet, AdapterSource, AdapterUse};
@@ -80,5 +82,7 @@ pub use memory::{MemoryReport, SequenceMemory};
 pub use message::{ChatMessage, ChatPrompt, ContentPart, Role, Thinking, ToolCall};
 pub use metrics::{ByPriority, Failures, Histogram, Metrics};
 pub use model::ModelInfo;
-pub use request::{Deadlines, GenerateRequest, PrefixReuse, Priority, Prompt, PromptPart, Sampling, StopRules};
+pub use request::{Deadlines, GenerateRequest, PrefixReuse, Priority, Prompt, PromptPart};
+pub use sampling::{Dry, DynamicTemperature, EndTokens, Penalties, Sampling, StopRules, Xtc};
+pub use structure::{Structure, StructureScope};
 pub use token::{Position, TokenId};

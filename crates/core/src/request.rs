@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::{AdapterUse, ChatPrompt, Error, ErrorKind, ImageSource, Result, TokenId};
+use crate::{AdapterUse, ChatPrompt, ImageSource, Sampling, StopRules, Structure, StructureScope, TokenId};
 
 /// A piece of a rendered prompt.
 #[derive(Debug, Clone)]
@@ -23,62 +23,6 @@ pub enum Prompt {
     Chat(ChatPrompt),
     /// Rendered by the caller.
     Parts(Vec<PromptPart>),
-}
-
-/// How the next token is chosen. The default is greedy: the first maximum.
-///
-/// The filters apply in the order top k, top p, min p, temperature, as in transformers' processors sorted by llama.cpp's
-/// default chain (filters on the unscaled distribution, temperature last).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Sampling {
-    /// 0 is greedy; 1 is the model's own distribution.
-    pub temperature: f32,
-    /// Keep the k most probable tokens. 0: all.
-    pub top_k: u32,
-    /// Keep the smallest set of tokens whose probability reaches this. 1: all. (Nucleus sampling, Holtzman et al. 2019.)
-    pub top_p: f32,
-    /// Keep tokens at least this fraction as probable as the most probable one. 0: all.
-    pub min_p: f32,
-    /// Randomness is a function of the seed and the token's index in the reply, and of nothing else.
-    pub seed: u64,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 }
-    }
-}
-
-impl Sampling {
-    /// Refuses values without meaning.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidRequest`] that names the field.
-    pub fn validate(&self) -> Result<()> {
-        let refuse = |field: &'static str, value: f32, range: &str| {
-            Err(Error::new(ErrorKind::InvalidRequest, format!("must be {range}, and is {value}"))
-                .with_context("field", field))
-        };
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return refuse("temperature", self.temperature, "0 (greedy) or a positive number");
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return refuse("top_p", self.top_p, "above 0 and at most 1");
-        }
-        if !(0.0..=1.0).contains(&self.min_p) {
-            return refuse("min_p", self.min_p, "from 0 to 1");
-        }
-        Ok(())
-    }
-}
-
-/// What ends a reply, besides the model's own end tokens and `max_tokens`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
-pub struct StopRules {
-    /// Texts; the reply ends before the first of them that appears, also across token borders.
-    pub strings: Vec<String>,
-    /// Tokens; the reply ends before them.
-    pub tokens: Vec<TokenId>,
 }
 
 /// Whose turn it is when not all fit into a step.
@@ -148,6 +92,13 @@ pub struct GenerateRequest {
     /// How many of the most probable tokens to report at each position, besides the chosen one. `None`: no log
     /// probabilities at all.
     pub logprobs: Option<u32>,
+    /// The same for each position of the prompt, in an [`Event::PromptLogprobs`](crate::Event::PromptLogprobs) before the
+    /// reply starts. The whole prompt is then computed anew: what the prefix cache gives has no logits.
+    pub prompt_logprobs: Option<u32>,
+    /// The form that the reply must have.
+    pub structure: Option<Structure>,
+    /// To which part of the reply the structure applies.
+    pub structure_scope: StructureScope,
     /// Whose turn it is.
     pub priority: Priority,
     /// Whether the prefix cache is used.
@@ -167,6 +118,9 @@ impl GenerateRequest {
             stop: StopRules::default(),
             max_tokens: None,
             logprobs: None,
+            prompt_logprobs: None,
+            structure: None,
+            structure_scope: StructureScope::default(),
             priority: Priority::default(),
             prefix_reuse: PrefixReuse::default(),
             deadlines: Deadlines::default(),

@@ -251,14 +251,14 @@ mod tests {
             }
         };
         let base = hot(Sampling::default());
-        near(count(base), [0.5, 0.25, 0.125, 0.125]);
-        near(count(Sampling { top_k: 2, ..base }), [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
+        near(count(base.clone()), [0.5, 0.25, 0.125, 0.125]);
+        near(count(Sampling { top_k: 2, ..base.clone() }), [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
         // Equal logits: the lower id stays.
-        near(count(Sampling { top_k: 3, ..base }), [4.0 / 7.0, 2.0 / 7.0, 1.0 / 7.0, 0.0]);
-        near(count(Sampling { top_p: 0.7, ..base }), [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
-        near(count(Sampling { min_p: 0.4, ..base }), [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
+        near(count(Sampling { top_k: 3, ..base.clone() }), [4.0 / 7.0, 2.0 / 7.0, 1.0 / 7.0, 0.0]);
+        near(count(Sampling { top_p: 0.7, ..base.clone() }), [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
+        near(count(Sampling { min_p: 0.4, ..base.clone() }), [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
         // Half the temperature squares the ratios; filters are on the unscaled distribution.
-        near(count(Sampling { temperature: 0.5, top_k: 2, ..base }), [0.8, 0.2, 0.0, 0.0]);
+        near(count(Sampling { temperature: 0.5, top_k: 2, ..base.clone() }), [0.8, 0.2, 0.0, 0.0]);
         near(count(Sampling { temperature: 2.0, top_p: 0.5, ..base }), [1.0, 0.0, 0.0, 0.0]);
     }
 
@@ -269,7 +269,7 @@ mod tests {
         let draws: Vec<_> = (0..50).map(|index| sample(&row, &sampling, index).unwrap()).collect();
         let backwards: Vec<_> = (0..50).rev().map(|index| sample(&row, &sampling, index).unwrap()).collect();
         assert!(draws.iter().eq(backwards.iter().rev()));
-        let other = Sampling { seed: 10, ..sampling };
+        let other = Sampling { seed: 10, ..sampling.clone() };
         assert!((0..50).any(|index| sample(&row, &other, index).unwrap() != draws[index as usize]));
     }
 
@@ -293,10 +293,10 @@ mod tests {
         let base = hot(Sampling::default());
         for (name, sampling) in [
             ("greedy", Sampling::default()),
-            ("top_k 20", Sampling { top_k: 20, ..base }),
-            ("top_k 20, top_p 0.8", Sampling { top_k: 20, top_p: 0.8, ..base }),
-            ("min_p 0.05", Sampling { min_p: 0.05, ..base }),
-            ("top_p 0.9", Sampling { top_p: 0.9, ..base }),
+            ("top_k 20", Sampling { top_k: 20, ..base.clone() }),
+            ("top_k 20, top_p 0.8", Sampling { top_k: 20, top_p: 0.8, ..base.clone() }),
+            ("min_p 0.05", Sampling { min_p: 0.05, ..base.clone() }),
+            ("top_p 0.9", Sampling { top_p: 0.9, ..base.clone() }),
             ("all", base),
         ] {
             let mut best = std::time::Duration::MAX;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use consort_core::{
     AdapterBinding, AdapterFiles, AdapterInfo, AdapterMode, AdapterSet, AdapterUse, BoxFuture, Capability,
-    DeviceEvidence, EmbedRequest, Engine, Error, ErrorKind, EventStream, GenerateRequest, MemoryReport, Metrics,
-    ModelBackend, ModelInfo, PrefixReuse, Priority, Prompt, Result, SpecialTokens, TokenId, Usage,
+    DeviceEvidence, EmbedRequest, EndTokens, Engine, Error, ErrorKind, EventStream, GenerateRequest, MemoryReport,
+    Metrics, ModelBackend, ModelInfo, PrefixReuse, Priority, Prompt, Result, Sampling, SpecialTokens, TokenId, Usage,
 };
 
 use crate::config::SchedulerConfig;
@@ -274,6 +274,22 @@ impl<E> Scheduled<E> {
         Ok(())
     }
 
+    /// What is not there yet is refused by its name.
+    fn check_declared(&self, request: &GenerateRequest) -> Result<()> {
+        let Sampling { temperature, top_k, top_p, min_p, seed, .. } = request.sampling;
+        let plain = Sampling { temperature, top_k, top_p, min_p, seed, ..Sampling::default() };
+        let name = self.shared.name;
+        Capability::require(request.sampling == plain, name, "penalties, logit bias and the filters beyond min p")?;
+        let rules = &request.stop;
+        Capability::require(
+            rules.min_tokens == 0 && rules.end_tokens == EndTokens::Stop,
+            name,
+            "min_tokens and end_tokens",
+        )?;
+        Capability::require(request.structure.is_none(), name, "structured output")?;
+        Capability::require(request.prompt_logprobs.is_none(), name, "prompt_logprobs")
+    }
+
     fn ask<T: Send + 'static>(&self, command: impl FnOnce(Answerer<T>) -> Command) -> BoxFuture<'_, Result<T>> {
         let (answerer, answer) = events::question();
         // When the thread is gone the answerer is dropped with the command, which answers.
@@ -325,6 +341,7 @@ impl<E> ModelBackend for Scheduled<E> {
         let shared = &self.shared;
         request.sampling.validate()?;
         Capability::require(shared.capability.logprobs, shared.name, "generate")?;
+        self.check_declared(&request)?;
         if let Some(count) = request.logprobs.filter(|&count| count > MAX_LOGPROBS) {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,

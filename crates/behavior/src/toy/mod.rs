@@ -264,6 +264,7 @@ impl Engine for HashEngine {
             activated_adapters: false,
             prompt_logprobs: true,
             logprobs: true,
+            structured_output: false,
             device_top_k: true,
             embeddings: true,
             snapshot_to_disk: true,

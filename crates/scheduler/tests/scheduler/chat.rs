@@ -125,7 +125,8 @@ fn stop_strings_end_the_text_across_tokens() {
     let rig = rig("Hello world. User: ...");
     let reply = |strings: &[&str]| {
         let strings = strings.iter().map(ToString::to_string).collect();
-        let reply = rig.say(GenerateRequest { stop: StopRules { strings, tokens: vec![] }, ..chat(&opening()) });
+        let reply =
+            rig.say(GenerateRequest { stop: StopRules { strings, ..StopRules::default() }, ..chat(&opening()) });
         (reply.text, reply.reason)
     };
     assert_eq!(reply(&["lo w", "User:"]), ("Hel".into(), FinishReason::StopString("lo w".into())));
@@ -133,7 +134,7 @@ fn stop_strings_end_the_text_across_tokens() {
     // What was held back is given at the end.
     assert_eq!(reply(&["...and so on"]), ("Hello world. User: ...".into(), FinishReason::EndToken(0)));
     let request = GenerateRequest { max_tokens: Some(7), ..chat(&opening()) };
-    let stop = StopRules { strings: vec!["worm".into()], tokens: vec![] };
+    let stop = StopRules { strings: vec!["worm".into()], ..StopRules::default() };
     assert_eq!(rig.say(GenerateRequest { stop, ..request }).text, "Hello w");
 }
 

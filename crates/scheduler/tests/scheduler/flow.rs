@@ -147,8 +147,8 @@ fn a_voice_takes_the_slot_of_batch_work_which_goes_on_later() {
 
 #[test]
 fn sampling_is_the_same_after_a_preemption_and_in_company() {
-    let sampling = Sampling { temperature: 1.0, top_k: 40, top_p: 0.9, min_p: 0.01, seed: 5 };
-    let hot = |seed| GenerateRequest { sampling, ..ask(&tokens(seed, 20), 30) };
+    let sampling = Sampling { temperature: 1.0, top_k: 40, top_p: 0.9, min_p: 0.01, seed: 5, ..Sampling::default() };
+    let hot = |seed| GenerateRequest { sampling: sampling.clone(), ..ask(&tokens(seed, 20), 30) };
     let alone: Vec<_> =
         (0..4).map(|seed| Rig::new(Setup::default(), SchedulerConfig::default()).say(hot(seed)).ids).collect();
     let rig = Rig::new(slots(2), SchedulerConfig { event_buffer: 3, ..SchedulerConfig::default() });
@@ -269,7 +269,7 @@ fn nonsense_is_refused_at_once_and_harms_nobody() {
     let sampling = Sampling { temperature: f32::NAN, ..Sampling::default() };
     assert_eq!(refused(GenerateRequest { sampling, ..ask(&[1], 3) }), ErrorKind::InvalidRequest);
     assert_eq!(refused(GenerateRequest { logprobs: Some(9999), ..ask(&[1], 3) }), ErrorKind::InvalidRequest);
-    let stop = StopRules { strings: vec![String::new()], tokens: vec![] };
+    let stop = StopRules { strings: vec![String::new()], ..StopRules::default() };
     assert_eq!(refused(GenerateRequest { stop, ..ask(&[1], 3) }), ErrorKind::InvalidRequest);
     assert_eq!(refused(request(Prompt::Chat(ChatPrompt::default()), 3)), ErrorKind::Unsupported);
     assert_eq!(rig.backend.tokenize("a", SpecialTokens::Plain).unwrap_err().kind(), ErrorKind::Unsupported);

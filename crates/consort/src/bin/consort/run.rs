@@ -43,8 +43,9 @@ pub fn run(args: &RunArgs) -> Result<()> {
             top_p: args.top_p,
             min_p: args.min_p,
             seed: args.seed,
+            ..Sampling::default()
         },
-        stop: StopRules { strings: args.stop.clone(), tokens: Vec::new() },
+        stop: StopRules { strings: args.stop.clone(), ..StopRules::default() },
         max_tokens: Some(args.max_tokens),
         ..GenerateRequest::new(Prompt::Chat(ChatPrompt {
             messages,
