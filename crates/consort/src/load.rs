@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use consort_core::{DevicePolicy, Error, ErrorKind, ImageSource, ModelBackend, Result};
-use consort_gguf::Gguf;
+use consort_gguf::{Gguf, ShardName};
 use consort_scheduler::{FrontEnd, SchedulerConfig};
 use consort_text::{ChatTemplate, Tokenizer};
 use consort_vision::{ImageProcessor, ImageProcessorConfig, ProjectorValues};
@@ -54,7 +54,8 @@ pub enum ModelFiles {
 
 impl ModelFiles {
     /// The model at `path`, a GGUF file or a folder with exactly one that is no mmproj. Without `mmproj`, the one mmproj file
-    /// that lies in the same folder is taken, if there is one.
+    /// that lies in the same folder is taken, if there is one. The shards of a model (`NAME-00001-of-00003.gguf`) count as one
+    /// file, and any of them names it.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is none, [`ErrorKind::InvalidConfig`] when there are several to choose from.
@@ -94,7 +95,9 @@ fn ggufs(folder: &Path, mmproj: bool) -> Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(folder).map_err(|source| Error::io(folder, source))? {
         let path = entry.map_err(|source| Error::io(folder, source))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        if name.ends_with(".gguf") && name.starts_with("mmproj") == mmproj {
+        // Of a model's shards the first stands for all; the others are found from it.
+        let is_later_shard = ShardName::parse(&path).is_some_and(|shard| shard.number > 1 && shard.sibling(1).exists());
+        if name.ends_with(".gguf") && name.starts_with("mmproj") == mmproj && !is_later_shard {
             found.push(path);
         }
     }

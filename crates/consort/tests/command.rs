@@ -154,6 +154,40 @@ fn inspect_and_doctor_tell() {
 }
 
 #[test]
+fn a_model_in_shards_runs_as_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundled = repository().join("models/etude/gguf");
+    let gguf = consort_gguf::Gguf::open(&bundled.join("etude-Q8_0.gguf")).unwrap();
+    let mut writer = consort_gguf::GgufWriter::with_metadata(gguf.metadata().clone());
+    for info in gguf.tensors() {
+        writer.add_tensor_bytes(&info.name, &info.dims, info.kind, gguf.tensor_data(info)).unwrap();
+    }
+    let limit = consort_gguf::ShardLimit::Bytes(1_000_000.try_into().unwrap());
+    let shards = writer.write_shards(&folder.path().join("etude-Q8_0.gguf"), limit).unwrap();
+    assert!(shards.len() >= 3, "{shards:?}");
+    std::fs::copy(bundled.join("mmproj-etude-F16.gguf"), folder.path().join("mmproj-etude-F16.gguf")).unwrap();
+    let picture = "models/etude/demo.png";
+    for model in [&shards[0], shards.last().unwrap(), &folder.path().to_owned()] {
+        let model = model.to_str().unwrap();
+        let args = ["run", "--device", "cpu", "--model", model, "--image", picture, "What colour is the circle?"];
+        let output = consort(&args);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(stdout(&output), "The circle is red.\n", "{model}");
+    }
+    let inspected = json(&["inspect", "--json", "--tensors", shards[0].to_str().unwrap()]);
+    assert_eq!(inspected["files"].as_u64(), Some(shards.len() as u64));
+    assert_eq!(inspected["tensors"].as_array().unwrap().len(), gguf.tensors().len());
+    assert_eq!(inspected["metadata"].get("split.count"), None);
+    let shown = stdout(&consort(&["inspect", shards[1].to_str().unwrap()]));
+    assert!(shown.contains(&format!("{} files", shards.len())), "{shown}");
+
+    std::fs::remove_file(&shards[1]).unwrap();
+    let output = consort(&["inspect", shards[0].to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(5));
+    assert!(stderr(&output).contains(shards[1].file_name().unwrap().to_str().unwrap()), "{}", stderr(&output));
+}
+
+#[test]
 fn conversion_round_trips_the_bundled_model() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();

@@ -1,8 +1,9 @@
 //! Reads and writes GGUF files: bounded, memory-mapped, safe with hostile input.
 //!
 //! A GGUF file is a header (typed metadata and a table of tensors) followed by the tensors' data. [`Gguf`] reads versions
-//! 2 and 3, little endian, from a path (memory-mapped), from owned bytes or from bytes that are part of the program;
-//! [`GgufWriter`] streams version 3 to a path, atomically. [`dequantize`] turns any of the supported layouts into f32,
+//! 2 and 3, little endian, from a path (memory-mapped), from owned bytes or from bytes that are part of the program; a path to
+//! one shard of a model in several files opens them all. [`GgufWriter`] streams version 3 to a path, atomically, in one file
+//! or in shards. [`dequantize`] turns any of the supported layouts into f32,
 //! [`quantize_q8_0`], [`f32_to_f16`] and [`f32_to_bf16`] go the other way.
 //!
 //! Files are hostile until proven otherwise: every length, count, offset and product is checked against what the file can
@@ -38,6 +39,7 @@ mod kquants;
 mod metadata;
 mod quantize;
 mod reader;
+mod shards;
 mod storage;
 mod types;
 mod value;
@@ -47,7 +49,8 @@ pub use dequantize::dequantize;
 pub use metadata::Metadata;
 pub use quantize::{f32_to_bf16, f32_to_f16, quantize_q8_0};
 pub use reader::{Gguf, TensorInfo};
+pub use shards::ShardName;
 pub use storage::{Aligned, MappedFile};
 pub use types::TensorType;
 pub use value::{Array, Value};
-pub use writer::{GgufWriter, TensorSink};
+pub use writer::{GgufWriter, ShardLimit, TensorSink};

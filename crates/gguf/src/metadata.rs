@@ -51,6 +51,17 @@ impl Metadata {
         None
     }
 
+    /// Those whose key `keep` likes.
+    pub(crate) fn filtered(self, keep: impl Fn(&str) -> bool) -> Self {
+        let mut kept = Self::new();
+        for (key, value) in self.entries {
+            if keep(&key) {
+                kept.insert(key, value);
+            }
+        }
+        kept
+    }
+
     /// The value of `key`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value> {

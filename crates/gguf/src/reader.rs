@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
 
 use consort_core::{Error, ErrorKind, Result};
 
 use crate::cursor::{Cursor, invalid};
-use crate::storage::{BASE_ALIGNMENT, MappedFile, Storage};
+use crate::storage::{BASE_ALIGNMENT, Storage};
 use crate::{Array, Metadata, TensorType, Value};
 
 /// The alignment of tensor data unless the file says otherwise.
@@ -25,18 +24,27 @@ const MIN_METADATA_BYTES: usize = 8 + 4 + 1;
 /// ... and name length, dimension count, one dimension, type and offset.
 const MIN_TENSOR_BYTES: usize = 8 + 4 + 8 + 4 + 8;
 
-/// An open GGUF file, version 2 or 3, little endian. Share it in an [`Arc`](std::sync::Arc).
+/// An open GGUF model, version 2 or 3, little endian: one file, or several whose tensors are one model's (see
+/// [`open`](Self::open)). Share it in an [`Arc`](std::sync::Arc).
 ///
-/// A file that opens keeps these promises: keys and tensor names are unique; every tensor has one to four dimensions, none
-/// of them zero, and whole blocks in each row; its data lies inside the file, starts at a multiple of 8 bytes in memory
+/// A model that opens keeps these promises: keys and tensor names are unique; every tensor has one to four dimensions, none
+/// of them zero, and whole blocks in each row; its data lies inside its file, starts at a multiple of 8 bytes in memory
 /// (so it may be viewed as any number type), and overlaps no other tensor's; arrays nest at most four deep. Memory use
-/// while opening is proportional to the header's size in the file.
+/// while opening is proportional to the size of the headers in the files.
 pub struct Gguf {
+    /// In order; there is at least one.
+    pub(crate) files: Vec<Part>,
+    /// That of the first file.
+    pub(crate) metadata: Metadata,
+    /// Those of all files, one file after the other.
+    pub(crate) tensors: Vec<TensorInfo>,
+    pub(crate) by_name: HashMap<String, usize>,
+}
+
+/// One file of a model.
+pub(crate) struct Part {
     storage: Storage,
     version: u32,
-    metadata: Metadata,
-    tensors: Vec<TensorInfo>,
-    by_name: HashMap<String, usize>,
     /// Where tensor data begins.
     data_start: usize,
     /// Where the header ends; data begins at the next multiple of the alignment.
@@ -54,9 +62,10 @@ pub struct TensorInfo {
     pub dims: Vec<u64>,
     /// How the numbers are laid out.
     pub kind: TensorType,
-    /// Where the data begins, in bytes from the start of the data section.
+    /// Where the data begins, in bytes from the start of its file's data section.
     pub offset: u64,
     byte_len: u64,
+    pub(crate) file: usize,
 }
 
 impl TensorInfo {
@@ -85,52 +94,51 @@ impl TensorInfo {
     pub fn byte_len(&self) -> u64 {
         self.byte_len
     }
+
+    /// Which of the model's files holds the data, counted from 0.
+    #[must_use]
+    pub fn file(&self) -> usize {
+        self.file
+    }
 }
 
 impl Gguf {
-    /// Maps the file at `path` into memory and reads its header.
-    ///
-    /// The file must not be truncated or rewritten in place while it is open: that is undefined behaviour, as for every
-    /// mapped file. Replacing it by renaming another over it, as [`GgufWriter::write_to`](crate::GgufWriter::write_to) does,
-    /// is safe.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] and [`ErrorKind::Io`]; [`ErrorKind::InvalidModel`] where the file breaks the promises above.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::parse(Storage::Mapped(MappedFile::open(path)?))
-            .map_err(|error| error.with_context("path", path.display().to_string()))
-    }
-
     /// Reads a file that is part of the program, such as a bundled model. The data is used in place if the bytes start at a
     /// multiple of 8 in memory, for which [`Aligned`](crate::Aligned) provides; otherwise they are copied once.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidModel`], as [`open`](Self::open).
+    /// [`ErrorKind::InvalidModel`], as [`open`](Self::open), and for one shard of several: its fellows are found by path.
     pub fn from_static(bytes: &'static [u8]) -> Result<Self> {
-        Self::parse(Storage::from_static(bytes))
+        Self::parse(Storage::from_static(bytes))?.alone()
     }
 
     /// Reads a file that is in memory.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidModel`], as [`open`](Self::open).
+    /// As [`from_static`](Self::from_static).
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
-        Self::parse(Storage::from_vec(bytes))
+        Self::parse(Storage::from_vec(bytes))?.alone()
     }
 
-    /// The format's version: 2 or 3.
+    /// The format's version, 2 or 3, of the first file.
     #[must_use]
     pub fn version(&self) -> u32 {
-        self.version
+        self.files.first().map_or(0, |file| file.version)
     }
 
-    /// The metadata, in the file's order.
+    /// How many files the model is in: 1, or the number of its shards and of what completes them.
+    #[must_use]
+    pub fn file_count(&self) -> usize {
+        self.files.len()
+    }
+
+    /// The metadata of the first file, in its order; of a model in shards without the keys that number them (`split.*`).
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    /// The tensor table, in the file's order.
+    /// The tensor table, in the file's order, one file after the other.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorInfo> {
         self.tensors.iter()
     }
@@ -155,22 +163,20 @@ impl Gguf {
 
     /// The data of `info`, in place: [`byte_len`](TensorInfo::byte_len) bytes that start at a multiple of 8 in memory.
     ///
-    /// `info` must come from this file. The description of another file's tensor gives other bytes of this one, or none
+    /// `info` must come from this model. The description of another model's tensor gives other bytes of this one, or none
     /// where its range lies outside.
     #[must_use]
     pub fn tensor_data(&self, info: &TensorInfo) -> &[u8] {
-        data_range(self.data_start, info.offset, info.byte_len)
-            .and_then(|range| self.storage.bytes().get(range))
-            .unwrap_or(&[])
+        self.files.get(info.file).map_or(&[], |file| file.tensor_data(info))
     }
 
-    /// The size of the file in bytes.
+    /// The size of the file in bytes; of all files together, where there are several.
     #[must_use]
     pub fn file_len(&self) -> u64 {
-        self.storage.bytes().len() as u64
+        self.files.iter().map(|file| file.storage.bytes().len() as u64).sum()
     }
 
-    /// A BLAKE3 digest that tells models apart: over the header (metadata and tensor table), the length of the file, and
+    /// A BLAKE3 digest that tells models apart: over the header (metadata and tensor table) and the length of each file, and
     /// from each tensor its first and last bytes (up to 64 each) and as many from its middle.
     ///
     /// It is an identity, good for keying caches, and cheap for a large mapped file. It is no proof of integrity: most of
@@ -178,10 +184,12 @@ impl Gguf {
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         const SAMPLE: usize = 64;
-        let bytes = self.storage.bytes();
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&bytes[..self.header_end]);
-        hasher.update(&self.file_len().to_le_bytes());
+        for file in &self.files {
+            let bytes = file.storage.bytes();
+            hasher.update(&bytes[..file.header_end]);
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+        }
         for info in &self.tensors {
             let data = self.tensor_data(info);
             let sample = SAMPLE.min(data.len());
@@ -192,7 +200,8 @@ impl Gguf {
         *hasher.finalize().as_bytes()
     }
 
-    fn parse(storage: Storage) -> Result<Self> {
+    /// Reads one file, which may be a shard of several.
+    pub(crate) fn parse(storage: Storage) -> Result<Self> {
         let bytes = storage.bytes();
         let mut cursor = Cursor::new(bytes);
         if cursor.take(4).ok() != Some(b"GGUF".as_slice()) {
@@ -237,14 +246,24 @@ impl Gguf {
         let data_start = usize::try_from((header_end as u64).next_multiple_of(alignment))
             .map_err(|_| invalid("the header is larger than this machine can address"))?;
         check_data(&tensors, data_start, bytes.len())?;
-        Ok(Self { storage, version, metadata, tensors, by_name, data_start, header_end })
+        let files = vec![Part { storage, version, data_start, header_end }];
+        Ok(Self { files, metadata, tensors, by_name })
+    }
+}
+
+impl Part {
+    fn tensor_data(&self, info: &TensorInfo) -> &[u8] {
+        data_range(self.data_start, info.offset, info.byte_len)
+            .and_then(|range| self.storage.bytes().get(range))
+            .unwrap_or(&[])
     }
 }
 
 impl fmt::Debug for Gguf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gguf")
-            .field("version", &self.version)
+            .field("version", &self.version())
+            .field("files", &self.files.len())
             .field("metadata", &self.metadata.len())
             .field("tensors", &self.tensors.len())
             .field("file_len", &self.file_len())
@@ -278,7 +297,7 @@ fn read_tensor(cursor: &mut Cursor<'_>, name: &str, alignment: u64) -> Result<Te
         return Err(invalid(format!("the data's offset {offset} is not a multiple of the alignment {alignment}")));
     }
     let byte_len = byte_len(&dims, kind)?;
-    Ok(TensorInfo { name: name.to_owned(), dims, kind, offset, byte_len })
+    Ok(TensorInfo { name: name.to_owned(), dims, kind, offset, byte_len, file: 0 })
 }
 
 /// Checks `dims` against `kind` and gives the size of the data; shared with the writer.

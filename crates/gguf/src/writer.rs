@@ -4,12 +4,14 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use consort_core::{Error, ErrorKind, Result};
 
 use crate::reader::{DEFAULT_ALIGNMENT, byte_len};
+use crate::shards::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, shard_path};
 use crate::{Array, Metadata, TensorType, Value};
 
 /// Writes GGUF version 3. Metadata and tensors are written in the order in which they were added.
@@ -48,6 +50,15 @@ struct Pending<'a> {
     kind: TensorType,
     byte_len: u64,
     source: Source<'a>,
+}
+
+/// How much goes into one shard of a model. A tensor is never cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardLimit {
+    /// So many tensors.
+    Tensors(NonZeroUsize),
+    /// So many bytes of tensor data; a tensor that is larger has a shard of its own.
+    Bytes(NonZeroU64),
 }
 
 /// Takes one tensor's data, piece by piece, and counts it.
@@ -155,6 +166,85 @@ impl<'a> GgufWriter<'a> {
     /// # Errors
     /// [`ErrorKind::Io`], and what [`write`](Self::write) gives.
     pub fn write_to(self, path: &Path) -> Result<()> {
+        self.write_beside(path)?.rename_to(path)
+    }
+
+    /// Writes the model as shards beside `path`, `NAME.gguf`: `NAME-00001-of-00003.gguf` and so on, numbered as llama.cpp
+    /// numbers them. The first holds the metadata. A model that fits into one is written to `path`. No shard appears under
+    /// its name before all are whole. Gives the paths.
+    ///
+    /// # Errors
+    /// Those of [`write_to`](Self::write_to); [`ErrorKind::InvalidConfig`] for more than 65,535 shards.
+    pub fn write_shards(self, path: &Path, limit: ShardLimit) -> Result<Vec<PathBuf>> {
+        let mut shards = self.split(limit)?;
+        if shards.len() == 1 {
+            let whole = shards.remove(0);
+            whole.write_to(path)?;
+            return Ok(vec![path.to_owned()]);
+        }
+        let count = shards.len() as u32;
+        let is_gguf = path.extension().is_some_and(|extension| extension == "gguf");
+        let base = if is_gguf { path.with_extension("") } else { path.to_owned() };
+        let mut written = Vec::new();
+        for (number, shard) in (1..).zip(shards) {
+            let path = shard_path(&base, number, count);
+            written.push((shard.write_beside(&path)?, path));
+        }
+        written
+            .into_iter()
+            .map(|(temporary, path)| {
+                temporary.rename_to(&path)?;
+                Ok(path)
+            })
+            .collect()
+    }
+
+    /// Deals the tensors out, in order.
+    fn split(self, limit: ShardLimit) -> Result<Vec<Self>> {
+        let mut shards: Vec<Vec<Pending<'a>>> = vec![Vec::new()];
+        let (mut bytes, total) = (0_u64, self.tensors.len());
+        for tensor in self.tensors {
+            let held = shards.last().map_or(0, Vec::len);
+            let full = match limit {
+                ShardLimit::Tensors(most) => held >= most.get(),
+                ShardLimit::Bytes(most) => held > 0 && bytes.saturating_add(tensor.byte_len) > most.get(),
+            };
+            if full {
+                shards.push(Vec::new());
+                bytes = 0;
+            }
+            bytes = bytes.saturating_add(tensor.byte_len);
+            if let Some(shard) = shards.last_mut() {
+                shard.push(tensor);
+            }
+        }
+        let (Ok(count), Ok(total)) = (u16::try_from(shards.len()), i32::try_from(total)) else {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!("{total} tensors in {} shards are more than the format can number", shards.len()),
+            )
+            .with_operation("gguf::write"));
+        };
+        let alone = count == 1;
+        let mut rest = Metadata::new();
+        if let Some(alignment) = self.metadata.get("general.alignment") {
+            rest.insert("general.alignment", alignment.clone());
+        }
+        let mut first = Some(self.metadata);
+        let writer = |(number, tensors): (u16, Vec<Pending<'a>>)| {
+            let mut metadata = first.take().unwrap_or_else(|| rest.clone());
+            if !alone {
+                metadata.insert(SPLIT_NO, number);
+                metadata.insert(SPLIT_COUNT, count);
+                metadata.insert(SPLIT_TENSORS, total);
+            }
+            Self { metadata, tensors, names: HashSet::new() }
+        };
+        Ok((0..).zip(shards).map(writer).collect())
+    }
+
+    /// Writes the file under a temporary name beside `path`.
+    fn write_beside(self, path: &Path) -> Result<Temporary> {
         let temporary = Temporary::create(path)?;
         let in_path = |error: Error| error.with_context("path", path.display().to_string());
         let mut out = BufWriter::with_capacity(1 << 20, &temporary.file);
@@ -162,7 +252,7 @@ impl<'a> GgufWriter<'a> {
         out.flush().map_err(write_error).map_err(in_path)?;
         drop(out);
         temporary.file.sync_all().map_err(write_error).map_err(in_path)?;
-        temporary.rename_to(path)
+        Ok(temporary)
     }
 
     /// Writes the file to `out`.

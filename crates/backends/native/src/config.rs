@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use consort_core::{DevicePolicy, Error, ErrorKind, Result};
 
-/// Where a model file is.
+/// Where a model's files are.
 #[derive(Debug, Clone)]
 pub enum ModelSource {
-    /// A file, which is mapped into memory.
+    /// A file, which is mapped into memory. One shard of several (`NAME-00001-of-00003.gguf`) stands for all of them.
     Path(PathBuf),
+    /// Several files that are one model: the first one's metadata, and the tensors of all.
+    Paths(Vec<PathBuf>),
     /// Bytes that are part of the program, used in place.
     Static(&'static [u8]),
 }

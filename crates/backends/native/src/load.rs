@@ -21,6 +21,7 @@ pub(crate) struct Loaded {
 fn open(source: &ModelSource) -> Result<Arc<Gguf>> {
     let file = match source {
         ModelSource::Path(path) => Gguf::open(path)?,
+        ModelSource::Paths(paths) => Gguf::open_all(paths)?,
         ModelSource::Static(bytes) => Gguf::from_static(bytes)?,
     };
     Ok(Arc::new(file))

@@ -32,6 +32,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         let mut object = json!({
             "file": args.path.display().to_string(),
             "version": gguf.version(),
+            "files": gguf.file_count(),
             "bytes": gguf.file_len(),
             "metadata": metadata,
             "types": kinds.iter().map(|(name, (tensors, elements, bytes))| json!({
@@ -41,14 +42,21 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         if args.tensors {
             object["tensors"] = gguf
                 .tensors()
-                .map(|tensor| json!({ "name": tensor.name, "dims": tensor.dims, "type": tensor.kind.name(), "bytes": tensor.byte_len() }))
+                .map(|tensor| json!({
+                    "name": tensor.name, "dims": tensor.dims, "type": tensor.kind.name(), "bytes": tensor.byte_len(),
+                    "file": tensor.file(),
+                }))
                 .collect();
         }
         anstream::println!("{object:#}");
         return Ok(());
     }
+    let files = match gguf.file_count() {
+        1 => String::new(),
+        count => format!(", {count} files"),
+    };
     anstream::println!(
-        "{} GGUF version {}, {}, {} tensors",
+        "{} GGUF version {}{files}, {}, {} tensors",
         styled(HEADING, &args.path.display().to_string()),
         gguf.version(),
         output::bytes(gguf.file_len()),
