@@ -5,7 +5,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use consort_core::{Error, ErrorKind};
-use consort_gguf::{Gguf, GgufWriter, Metadata, ShardLimit, ShardName, TensorType, Value};
+use consort_gguf::{Gguf, GgufWriter, Metadata, ShardLimit, ShardName, TensorInfo, TensorType, Value};
 use proptest::prelude::*;
 
 /// Ten tensors of 32 to 320 bytes.
@@ -200,7 +200,7 @@ fn shards_that_lie_are_refused_by_name() {
             }),
             "a tensor of this name too (tensor: t1",
         ),
-        (refusal(|paths| drop(std::fs::copy(&paths[0], &paths[1]).unwrap())), "says that it is shard 1 of 3"),
+        (refusal(|paths| _ = std::fs::copy(&paths[0], &paths[1]).unwrap()), "says that it is shard 1 of 3"),
         (refusal(|paths| std::fs::write(&paths[2], b"").unwrap()), "not a GGUF file"),
     ];
     for (error, because) in cases {
@@ -305,7 +305,7 @@ proptest! {
         }
         if let ShardLimit::Bytes(most) = limit {
             for file in 0..gguf.file_count() {
-                let held: Vec<u64> = gguf.tensors().filter(|info| info.file() == file).map(|i| i.byte_len()).collect();
+                let held: Vec<u64> = gguf.tensors().filter(|info| info.file() == file).map(TensorInfo::byte_len).collect();
                 prop_assert!(held.len() == 1 || held.iter().sum::<u64>() <= most.get());
             }
         }
