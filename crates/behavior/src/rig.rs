@@ -223,7 +223,7 @@ impl<'f> Rig<'f> {
 
 /// The set of one adapter at one scale.
 pub(crate) fn set(bindings: &[(&AdapterKey, f32)]) -> Outcome<AdapterSet> {
-    Ok(AdapterSet::new(bindings.iter().map(|(key, scale)| AdapterBinding { key: (*key).clone(), scale: *scale }))?)
+    Ok(AdapterSet::new(bindings.iter().map(|(key, scale)| AdapterBinding::new((*key).clone(), *scale)))?)
 }
 
 /// The output of a step that was done.

@@ -251,11 +251,11 @@ impl Engine for Saboteur {
         let adapters = match self.fault {
             Fault::IgnoreAdapters => AdapterSet::none(),
             Fault::IgnoreScale => {
-                AdapterSet::new(bindings.map(|binding| AdapterBinding { key: binding.key.clone(), scale: 1.0 }))?
+                AdapterSet::new(bindings.map(|binding| AdapterBinding { scale: 1.0, ..binding.clone() }))?
             }
             Fault::KeepOldWeights => AdapterSet::new(bindings.map(|binding| {
                 let key = self.first_generation.get(&binding.key.id).map(|info| info.key.clone());
-                AdapterBinding { key: key.unwrap_or_else(|| binding.key.clone()), scale: binding.scale }
+                AdapterBinding { key: key.unwrap_or_else(|| binding.key.clone()), ..binding.clone() }
             }))?,
             _ => adapters.clone(),
         };
@@ -326,7 +326,12 @@ impl Engine for Saboteur {
     }
 
     fn fork_with(&mut self, seq: SeqId, adapters: &AdapterSet) -> Result<SeqId> {
-        self.inner.fork_with(seq, adapters)
+        let own = self.own(seq);
+        let fork = self.inner.fork_with(own, adapters)?;
+        let read = self.read.get(&seq).copied().unwrap_or_default();
+        self.read.insert(fork, read);
+        self.users.insert(fork, adapters.clone());
+        Ok(fork)
     }
 
     fn park(&mut self, seq: SeqId) -> Result<Parked> {
@@ -355,6 +360,13 @@ impl Engine for Saboteur {
         }
         let seq = self.inner.resume(parked)?;
         self.read.insert(seq, parked.tokens());
+        Ok(seq)
+    }
+
+    fn resume_with(&mut self, parked: &Parked, adapters: &AdapterSet) -> Result<SeqId> {
+        let seq = self.inner.resume_with(parked, adapters)?;
+        self.read.insert(seq, parked.tokens());
+        self.users.insert(seq, adapters.clone());
         Ok(seq)
     }
 

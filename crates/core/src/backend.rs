@@ -3,8 +3,8 @@
 use std::pin::Pin;
 
 use crate::{
-    AdapterFiles, AdapterInfo, AdapterUse, Capability, DeviceEvidence, Error, EventStream, GenerateRequest,
-    MemoryReport, Metrics, ModelInfo, Pooling, Prompt, Result, TokenId,
+    AdapterFiles, AdapterInfo, AdapterStatus, AdapterUse, Capability, DeviceEvidence, Error, EventStream,
+    GenerateRequest, MemoryReport, Metrics, ModelInfo, Pooling, Prompt, Residency, Result, TokenId,
 };
 
 /// A boxed future, so that [`ModelBackend`] can be a trait object.
@@ -72,6 +72,9 @@ pub trait ModelBackend: Send + Sync {
     }
 
     /// Loads an adapter under `id`, or replaces it: requests that run keep the old weights, later ones get the new.
+    ///
+    /// What is known under an id need not be in the engine all the time ([`Residency`]). A directory is then read again
+    /// and must be as it was; bytes stay in the caller's memory.
     fn load_adapter(&self, id: &str, files: AdapterFiles) -> BoxFuture<'_, Result<AdapterInfo>> {
         let _ = (id, files);
         let error = Error::unsupported(self.name(), "load_adapter");
@@ -85,8 +88,16 @@ pub trait ModelBackend: Send + Sync {
         Box::pin(async { Err(error) })
     }
 
+    /// Says whether the adapter of this id may be paged out. A new adapter may, with priority 0; a replaced one keeps
+    /// what was said of its id. One that is pinned is loaded before this ends.
+    fn set_adapter_residency(&self, id: &str, residency: Residency) -> BoxFuture<'_, Result<()>> {
+        let _ = (id, residency);
+        let error = Error::unsupported(self.name(), "set_adapter_residency");
+        Box::pin(async { Err(error) })
+    }
+
     /// The adapters that requests can name.
-    fn adapters(&self) -> Vec<AdapterInfo> {
+    fn adapters(&self) -> Vec<AdapterStatus> {
         Vec::new()
     }
 

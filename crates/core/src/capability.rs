@@ -47,7 +47,8 @@ pub struct Capability {
     pub adapter_mode: AdapterMode,
     /// Adapters can be loaded, replaced and unloaded while sequences run.
     pub adapter_hot_swap: bool,
-    /// `fork_with` accepts activated adapters (aLoRA).
+    /// Activated adapters (aLoRA) work: bindings act from their `active_from` on, `load_adapter` reads their invocation
+    /// tokens, and `fork_with` and `resume_with` let pasts be shared before it.
     pub activated_adapters: bool,
     /// Logits of every position of a step can be had (`Want::All`), which prompt log probabilities need.
     pub prompt_logprobs: bool,

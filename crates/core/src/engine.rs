@@ -326,7 +326,8 @@ pub trait Engine {
         Err(Error::unsupported(self.name(), "fork"))
     }
 
-    /// The same with other adapters; legal only when every adapter that differs activates at or after the current length.
+    /// The same with other adapters; legal only when every binding that differs becomes active at or after the current
+    /// length ([`AdapterSet::agreement`]). Needs `activated_adapters`.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidRequest`] when it is not legal, else as [`open`](Self::open).
@@ -344,13 +345,28 @@ pub trait Engine {
         Err(Error::unsupported(self.name(), "park"))
     }
 
-    /// A new sequence with a parked past, which stays parked.
+    /// A new sequence with a parked past, which stays parked, and with the adapters that it was parked with.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     fn resume(&mut self, parked: &Parked) -> Result<SeqId> {
         let _ = parked;
         Err(Error::unsupported(self.name(), "resume"))
+    }
+
+    /// The same with other adapters, by the rule of [`fork_with`](Self::fork_with): how personas that share a scene
+    /// continue it. Needs `park` and `activated_adapters`.
+    ///
+    /// This way takes a second slot for a moment, and needs the adapters that the past was parked with. An engine that
+    /// can do without both overrides it.
+    ///
+    /// # Errors
+    /// As [`fork_with`](Self::fork_with).
+    fn resume_with(&mut self, parked: &Parked, adapters: &AdapterSet) -> Result<SeqId> {
+        let resumed = self.resume(parked)?;
+        let forked = self.fork_with(resumed, adapters);
+        self.release(resumed);
+        forked
     }
 
     /// Takes back the last `tokens` tokens, at most `max_rollback`.
@@ -388,7 +404,8 @@ pub trait Engine {
         let _ = job;
     }
 
-    /// Loads an adapter under a key that was never used before.
+    /// Loads an adapter under a key that is not loaded now. The same key always means the same weights: one that was
+    /// unloaded can be loaded again, and what was parked with it goes on.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidAdapter`] for what is malformed, does not fit, or is not supported (by name: `use_dora`,
@@ -398,7 +415,8 @@ pub trait Engine {
         Err(Error::unsupported(self.name(), "load_adapter"))
     }
 
-    /// Forgets an adapter. Running sequences and parked pasts keep what they opened with.
+    /// Forgets an adapter's weights. Sequences keep what they opened with. Parked pasts keep the key alone, so that they
+    /// hold no weights: [`resume`](Self::resume) is [`ErrorKind::NotFound`] until the key is loaded again.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`].

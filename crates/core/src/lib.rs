@@ -31,7 +31,10 @@
 //!    sequence; [`resume`](Engine::resume) makes a sequence of it as often as one likes. A recurrent state cannot be cut in
 //!    the middle, so the scheduler chooses the places *before* it passes them. Share what you can, and declare what it costs.
 //! 5. **Adapters belong to a sequence**, by id *and generation*. Weights that are replaced are another generation; whoever
-//!    opened with the old ones keeps them.
+//!    opened with the old ones keeps them. A binding acts from its `active_from` on, so that personas with activated
+//!    adapters share what comes before ([`fork_with`](Engine::fork_with), [`resume_with`](Engine::resume_with)); only an
+//!    engine that declares `activated_adapters` is given another value than 0. Weights may leave and come back under
+//!    their key, which always means the same: keep none in a parked past.
 //! 6. **Evidence, not requests.** [`evidence`](Engine::evidence) tells where things were *seen* to run and how that is known,
 //!    and loading ends with [`DevicePolicy::admit`]. Nothing falls back in silence.
 //! 7. **Bounded calls.** `max_batch_tokens` bounds a submit and [`advance_image`](Engine::advance_image) does a part of the
@@ -66,7 +69,10 @@ mod sampling;
 mod structure;
 mod token;
 
-pub use adapter::{AdapterBinding, AdapterFiles, AdapterInfo, AdapterKey, AdapterSet, AdapterSource, AdapterUse};
+pub use adapter::{
+    AdapterBinding, AdapterFiles, AdapterInfo, AdapterKey, AdapterSet, AdapterSource, AdapterStatus, AdapterUse,
+    Residency,
+};
 pub use backend::{BoxFuture, EmbedRequest, ModelBackend, SpecialTokens};
 pub use blocking::block_on;
 pub use capability::{AdapterMode, Capability};

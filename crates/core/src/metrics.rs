@@ -248,6 +248,12 @@ pub struct Metrics {
     pub evicted_pasts: u64,
     /// Gauge: adapters that the engine holds, those that wait for their last request included.
     pub adapters: u64,
+    /// Gauge: what they cost there, in bytes.
+    pub adapter_bytes: u64,
+    /// Adapters that were loaded again because a request needed them.
+    pub adapter_page_ins: u64,
+    /// Adapters that left the engine to make room for others.
+    pub adapter_page_outs: u64,
     /// Time that the engine worked on batches and images.
     pub busy: Duration,
     /// Time that it rested although there was work, because it may take only a share of the device's time.

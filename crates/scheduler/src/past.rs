@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn every_part_of_the_promise_is_in_the_key() {
         let set = |id: &str, generation, scale| {
-            AdapterSet::new([AdapterBinding { key: AdapterKey { id: id.into(), generation }, scale }]).unwrap()
+            AdapterSet::new([AdapterBinding::new(AdapterKey { id: id.into(), generation }, scale)]).unwrap()
         };
         let base = keys(text(&[1, 2, 3]), 0, &set("a", 1, 1.0));
         assert_eq!(base, keys(text(&[1, 2, 3]), 0, &set("a", 1, 1.0)));

@@ -9,9 +9,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use consort_core::{
-    AdapterBinding, AdapterFiles, AdapterInfo, AdapterMode, AdapterSet, AdapterUse, BoxFuture, Capability,
-    DeviceEvidence, EmbedRequest, EndTokens, Engine, Error, ErrorKind, EventStream, GenerateRequest, MemoryReport,
-    Metrics, ModelBackend, ModelInfo, PrefixReuse, Priority, Prompt, Result, Sampling, SpecialTokens, TokenId, Usage,
+    AdapterBinding, AdapterFiles, AdapterInfo, AdapterMode, AdapterSet, AdapterStatus, AdapterUse, BoxFuture,
+    Capability, DeviceEvidence, EmbedRequest, EndTokens, Engine, Error, ErrorKind, EventStream, GenerateRequest,
+    MemoryReport, Metrics, ModelBackend, ModelInfo, PrefixReuse, Priority, Prompt, Residency, Result, Sampling,
+    SpecialTokens, TokenId, Usage,
 };
 
 use crate::config::SchedulerConfig;
@@ -232,7 +233,7 @@ impl<E> Scheduled<E> {
                 Error::new(ErrorKind::NotFound, "no adapter is loaded under this name")
                     .with_context("adapter", wanted.id.clone())
             })?;
-            bindings.push(AdapterBinding { key: info.key.clone(), scale: wanted.scale });
+            bindings.push(AdapterBinding::new(info.key.clone(), wanted.scale));
         }
         AdapterSet::new(bindings)
     }
@@ -418,8 +419,9 @@ impl<E> ModelBackend for Scheduled<E> {
         self.ask(move |answer| Command::UnloadAdapter(id, answer))
     }
 
-    fn adapters(&self) -> Vec<AdapterInfo> {
-        self.registry().values().cloned().collect()
+    fn adapters(&self) -> Vec<AdapterStatus> {
+        let status = |info| AdapterStatus { info, residency: Residency::Pinned, resident: true, digest: None };
+        self.registry().values().cloned().map(status).collect()
     }
 
     fn tokenize(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>> {

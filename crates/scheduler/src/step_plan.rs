@@ -128,7 +128,7 @@ mod tests {
     fn groups_take_turns() {
         let set = |id: &str| {
             let key = AdapterKey { id: id.into(), generation: 1 };
-            AdapterSet::new([AdapterBinding { key, scale: 1.0 }]).unwrap_or_default()
+            AdapterSet::new([AdapterBinding::new(key, 1.0)]).unwrap_or_default()
         };
         let (a, b, c) = (set("a"), set("b"), set("c"));
         let ready = [

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use consort_core::{
-    AdapterInfo, AdapterKey, AdapterMode, AdapterSet, AdapterSource, Capability, DeviceEvidence, Engine, Error,
-    ErrorKind, ImageHandle, ImageJob, ImageProgress, ImageSource, MemoryReport, ModelInfo, Parked, Result, SeqId,
-    SequenceMemory, Step, StepOutcome, Ticket,
+    AdapterBinding, AdapterInfo, AdapterKey, AdapterMode, AdapterSet, AdapterSource, Capability, DeviceEvidence,
+    Engine, Error, ErrorKind, ImageHandle, ImageJob, ImageProgress, ImageSource, MemoryReport, ModelInfo, Parked,
+    Result, SeqId, SequenceMemory, Step, StepOutcome, Ticket,
 };
 
 use crate::config::NativeConfig;
@@ -95,6 +95,7 @@ impl NativeEngine {
             park: true,
             adapter_mode: AdapterMode::MixedBatch,
             adapter_hot_swap: true,
+            activated_adapters: true,
             prompt_logprobs: true,
             logprobs: true,
             embeddings: true,
@@ -166,16 +167,45 @@ impl NativeEngine {
         self.sequences.get(&seq).ok_or_else(|| unknown(seq))
     }
 
-    /// The weights of a set's adapters.
-    fn resolve(&self, set: &AdapterSet) -> Result<Vec<(Arc<Adapter>, f32)>> {
-        let find = |binding: &consort_core::AdapterBinding| match self.adapters.get(&binding.key) {
-            Some(adapter) => Ok((adapter.clone(), binding.scale)),
+    /// The weights of a set's adapters. What `source` has of them it hands on, even if they are no longer loaded.
+    fn resolve(&self, set: &AdapterSet, source: Option<&Sequence>) -> Result<Vec<Arc<Adapter>>> {
+        let held = |key: &AdapterKey| source?.weights().iter().find(|weights| weights.info.key == *key);
+        let find = |binding: &AdapterBinding| match held(&binding.key).or_else(|| self.adapters.get(&binding.key)) {
+            Some(adapter) => Ok(Arc::clone(adapter)),
             None => Err(Error::new(ErrorKind::NotFound, "this generation of the adapter is not loaded")
                 .with_backend(NAME)
                 .with_context("adapter", &*binding.key.id)
                 .with_context("generation", binding.key.generation.to_string())),
         };
         set.bindings().iter().map(find).collect()
+    }
+
+    /// A sequence with the past of `source` and other adapters.
+    fn continue_with(&self, source: &Sequence, set: &AdapterSet, operation: &'static str) -> Result<Sequence> {
+        let (length, agreement) = (source.len(), source.adapters().agreement(set));
+        if agreement < length {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                format!(
+                    "the past has {length} tokens, and its adapters and the new ones differ from token {agreement} on: \
+                     share a shorter past, or open a new sequence"
+                ),
+            )
+            .with_backend(NAME)
+            .with_operation(operation));
+        }
+        let weights = self.resolve(set, Some(source)).map_err(|error| error.with_operation(operation))?;
+        Ok(source.share_with(set.clone(), weights))
+    }
+
+    fn parked<'a>(&self, parked: &'a Parked, operation: &'static str) -> Result<&'a Sequence> {
+        let past: &ParkedPast = parked.payload()?;
+        if past.engine != self.id {
+            return Err(Error::new(ErrorKind::InvalidRequest, "this past was parked by another engine")
+                .with_backend(NAME)
+                .with_operation(operation));
+        }
+        Ok(&past.sequence)
     }
 }
 
@@ -215,8 +245,8 @@ impl Engine for NativeEngine {
     }
 
     fn open(&mut self, adapters: &AdapterSet) -> Result<SeqId> {
-        let weights = self.resolve(adapters)?;
-        self.insert(Sequence::new(weights))
+        let weights = self.resolve(adapters, None)?;
+        self.insert(Sequence::new(adapters.clone(), weights))
     }
 
     fn reserve(&mut self, seq: SeqId, tokens: usize) -> Result<()> {
@@ -289,21 +319,27 @@ impl Engine for NativeEngine {
         self.insert(twin)
     }
 
+    fn fork_with(&mut self, seq: SeqId, adapters: &AdapterSet) -> Result<SeqId> {
+        let twin = self.continue_with(self.sequence(seq)?, adapters, "fork_with")?;
+        self.insert(twin)
+    }
+
     fn park(&mut self, seq: SeqId) -> Result<Parked> {
         let sequence = self.sequence(seq)?;
         let bytes = sequence.parked_bytes(&self.pool);
-        let (sequence, tokens) = (sequence.share(), sequence.len());
+        let (sequence, tokens) = (sequence.share_with(sequence.adapters().clone(), Vec::new()), sequence.len());
         Ok(Parked::new(Rc::new(ParkedPast { engine: self.id, sequence }), tokens, bytes))
     }
 
     fn resume(&mut self, parked: &Parked) -> Result<SeqId> {
-        let past: &ParkedPast = parked.payload()?;
-        if past.engine != self.id {
-            return Err(Error::new(ErrorKind::InvalidRequest, "this past was parked by another engine")
-                .with_backend(NAME)
-                .with_operation("resume"));
-        }
-        self.insert(past.sequence.share())
+        let past = self.parked(parked, "resume")?;
+        let twin = self.continue_with(past, past.adapters(), "resume")?;
+        self.insert(twin)
+    }
+
+    fn resume_with(&mut self, parked: &Parked, adapters: &AdapterSet) -> Result<SeqId> {
+        let twin = self.continue_with(self.parked(parked, "resume_with")?, adapters, "resume_with")?;
+        self.insert(twin)
     }
 
     fn release(&mut self, seq: SeqId) {

@@ -1,4 +1,4 @@
-//! Low-rank adapters, applied per sequence: `y += scale · B (A x)`.
+//! Low-rank adapters, applied per sequence and from a token on: `y += scale · B (A x)`.
 
 use std::sync::Arc;
 
@@ -211,12 +211,14 @@ impl Adapter {
             AdapterFiles::Bytes { config, weights } => PeftAdapter::from_parts(config, weights)?,
             _ => return Err(Error::unsupported("native", "adapters in this form")),
         };
-        if adapter.invocation_tokens().is_some() {
+        let invocation_tokens = adapter.invocation_tokens().map(<[u32]>::to_vec);
+        if let Some(stranger) = invocation_tokens.iter().flatten().find(|&&token| token as usize >= shape.vocab) {
             return Err(Error::new(
                 ErrorKind::InvalidAdapter,
-                "the adapter is an activated one (aLoRA), which this engine does not support",
+                format!("an invocation token is beyond the model's vocabulary of {}", shape.vocab),
             )
-            .with_context("key", "alora_invocation_tokens"));
+            .with_context("key", "alora_invocation_tokens")
+            .with_context("token", stranger.to_string()));
         }
         let mut layers: Vec<[Option<LowRank>; TARGETS]> = Vec::new();
         layers.resize_with(shape.layers.len(), Default::default);
@@ -247,7 +249,7 @@ impl Adapter {
             bytes += 4 * (change.a.len() + change.b.len()) as u64;
             *slot = Some(change);
         }
-        let info = AdapterInfo { key: source.key.clone(), rank, layers: count, bytes, invocation_tokens: None };
+        let info = AdapterInfo { key: source.key.clone(), rank, layers: count, bytes, invocation_tokens };
         Ok(Self { layers, head, info, _counted: Counted::new(ledger, Kind::Adapter, bytes) })
     }
 }

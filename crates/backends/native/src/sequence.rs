@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use consort_core::{Error, ErrorKind, Result, SequenceMemory};
+use consort_core::{AdapterSet, Error, ErrorKind, Result, SequenceMemory};
 
 use crate::kv::{PAGE, Page, PageShape};
 use crate::lora::Adapter;
@@ -45,13 +45,15 @@ pub(crate) struct Sequence {
     pages: Vec<Arc<Page>>,
     /// None while the past is empty.
     state: Option<Arc<State>>,
-    /// The weights of its adapters in canonical order, each with the scale of its binding.
-    pub(crate) adapters: Vec<(Arc<Adapter>, f32)>,
+    adapters: AdapterSet,
+    /// The weights of each binding, in the same order. None where it is parked: weights must be free to leave meanwhile.
+    weights: Vec<Arc<Adapter>>,
 }
 
 impl Sequence {
-    pub(crate) fn new(adapters: Vec<(Arc<Adapter>, f32)>) -> Self {
-        Self { len: 0, pages: Vec::new(), state: None, adapters }
+    /// An empty one, with the weights of each binding.
+    pub(crate) fn new(adapters: AdapterSet, weights: Vec<Arc<Adapter>>) -> Self {
+        Self { len: 0, pages: Vec::new(), state: None, adapters, weights }
     }
 
     /// Tokens of the past.
@@ -59,11 +61,35 @@ impl Sequence {
         self.len
     }
 
+    /// Its adapters.
+    pub(crate) fn adapters(&self) -> &AdapterSet {
+        &self.adapters
+    }
+
+    /// The weights of each of its adapters, in order.
+    pub(crate) fn weights(&self) -> &[Arc<Adapter>] {
+        &self.weights
+    }
+
     /// The same past, shared; reserved room stays with the original.
     pub(crate) fn share(&self) -> Self {
-        let mut twin = self.clone();
-        twin.pages.truncate(self.len.div_ceil(PAGE));
-        twin
+        self.share_with(self.adapters.clone(), self.weights.clone())
+    }
+
+    /// The same past, shared, to go on with other adapters.
+    pub(crate) fn share_with(&self, adapters: AdapterSet, weights: Vec<Arc<Adapter>>) -> Self {
+        let pages = self.pages.iter().take(self.len.div_ceil(PAGE)).cloned().collect();
+        Self { len: self.len, pages, state: self.state.clone(), adapters, weights }
+    }
+
+    /// What its adapters change of `count` tokens that come `skipped` after its past: each one's weights and scale, and the
+    /// first of these tokens that it touches.
+    pub(crate) fn active(&self, skipped: usize, count: usize) -> impl Iterator<Item = (&Adapter, f32, usize)> {
+        let start = self.len + skipped;
+        self.adapters.bindings().iter().zip(&self.weights).filter_map(move |(binding, weights)| {
+            let first = binding.active_from.saturating_sub(start);
+            (first < count).then_some((weights.as_ref(), binding.scale, first))
+        })
     }
 
     /// Makes room for `tokens` more that this sequence alone can write to.
@@ -129,11 +155,19 @@ impl Sequence {
         }
     }
 
-    /// Adds what the adapters change of the head to logits `[rows, vocab]`, for normed rows `[rows, hidden]`.
-    pub(crate) fn change_head(&self, compute: Compute, rows: &[f32], logits: &mut [f32]) {
-        for (adapter, scale) in &self.adapters {
+    /// Adds what the adapters change of the head to logits `[count, vocab]`, for normed rows `[count, hidden]` of the tokens
+    /// that come `skipped` after its past.
+    pub(crate) fn change_head(
+        &self,
+        compute: Compute,
+        (skipped, count): (usize, usize),
+        rows: &[f32],
+        logits: &mut [f32],
+    ) {
+        for (adapter, scale, first) in self.active(skipped, count) {
             if let Some(change) = &adapter.head {
-                change.add_rows(compute, *scale, rows, logits);
+                let (hidden, vocab) = (rows.len() / count, logits.len() / count);
+                change.add_rows(compute, scale, &rows[first * hidden..], &mut logits[first * vocab..]);
             }
         }
     }

@@ -103,7 +103,8 @@ impl NativeEngine {
             let mut row = 0;
             for (count, item) in wants.iter().zip(&batch.items) {
                 let rows = &normed[row * hidden..][..count * hidden];
-                item.sequence.change_head(compute, rows, &mut logits[row * vocab..][..count * vocab]);
+                let place = (item.count - count, *count);
+                item.sequence.change_head(compute, place, rows, &mut logits[row * vocab..][..count * vocab]);
                 row += count;
             }
             logits

@@ -57,8 +57,7 @@ fn adapter(id: &str, generation: u64, seed: usize, layers: &[(&str, usize, usize
 }
 
 fn set(uses: &[(&AdapterSource, f32)]) -> AdapterSet {
-    AdapterSet::new(uses.iter().map(|(source, scale)| AdapterBinding { key: source.key.clone(), scale: *scale }))
-        .unwrap()
+    AdapterSet::new(uses.iter().map(|(source, scale)| AdapterBinding::new(source.key.clone(), *scale))).unwrap()
 }
 
 #[test]
@@ -135,7 +134,11 @@ fn a_sequence_keeps_the_generation_that_it_opened_with() {
     engine.unload_adapter(&old.key).unwrap();
     assert!(engine.memory().adapters > engine.load_adapter(&adapter("x", 3, 1, &LAYERS[..1])).unwrap().bytes);
     assert_eq!(feed(&mut engine, seq, 2, &[3]), expected);
+    // A parked past holds no weights: it goes on when they are back, under the same key.
+    assert_eq!(engine.resume(&parked).unwrap_err().kind(), ErrorKind::NotFound);
+    engine.load_adapter(&old).unwrap();
     let resumed = engine.resume(&parked).unwrap();
+    engine.unload_adapter(&old.key).unwrap();
     assert_eq!(feed(&mut engine, resumed, 2, &[3]), expected);
     assert_eq!(engine.open(&set(&[(&old, 1.0)])).unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(engine.unload_adapter(&old.key).unwrap_err().kind(), ErrorKind::NotFound);

@@ -170,7 +170,7 @@ fn swapped_while_running(fixture: &BackendFixture, swap: impl Fn(&Client<'_>) ->
 
 fn listed(fixture: &BackendFixture) -> Outcome {
     let client = loaded(fixture)?;
-    let mut ids: Vec<_> = client.backend.adapters().into_iter().map(|info| info.key.id.to_string()).collect();
+    let mut ids: Vec<_> = client.backend.adapters().into_iter().map(|status| status.info.key.id.to_string()).collect();
     ids.sort();
     ensure!(ids == ["one", "two"], "the adapters are {ids:?}");
     if fixture.engine.capability.adapter_hot_swap {

@@ -1,6 +1,6 @@
 //! Adapters: they act, they add up, they keep to their sequence and to their generation.
 
-use consort_core::{AdapterSet, ErrorKind};
+use consort_core::{AdapterSet, AdapterSource, ErrorKind};
 
 use super::List;
 use crate::case::{Outcome, ensure};
@@ -26,6 +26,7 @@ pub(super) fn add(list: &mut List) {
     list.add("the_same_name_after_unloading", &swap, reloaded);
     list.add("unloading_while_a_sequence_runs", &swap, unload_running);
     list.add("unloading_while_a_past_is_parked", &[Need::Logits, Need::HotSwap, Need::Park], unload_parked);
+    list.add("a_parked_past_holds_no_weights", &[Need::Logits, Need::HotSwap, Need::Park], parked_without_weights);
     list.add("an_unloaded_adapter_gives_memory_back", &[Need::Logits, Need::HotSwap], unload_memory);
     list.add("a_refused_adapter_leaves_nothing", &[Need::Logits, Need::RefusedAdapters], refused_leaves_nothing);
     for refused in list.fixture.refused_adapters.clone() {
@@ -255,9 +256,31 @@ fn unload_parked(fixture: &EngineFixture) -> Outcome {
     let expected = rig.read_range(seq, &script, 20..30, usize::MAX / 2)?;
     rig.engine.release(seq);
     rig.engine.unload_adapter(&key)?;
+    fails(rig.engine.resume(&parked), ErrorKind::NotFound, "resuming without the past's adapter")?;
+    // Other weights under the same name do not serve it.
+    rig.load(&key.id, &fixture.adapters[1].files)?;
+    fails(rig.engine.resume(&parked), ErrorKind::NotFound, "resuming with another generation of the past's adapter")?;
+    let files = fixture.adapters[0].files.clone();
+    rig.engine.load_adapter(&AdapterSource { key, files })?;
     let seq = rig.engine.resume(&parked)?;
     let row = rig.read_range(seq, &script, 20..30, usize::MAX / 2)?;
-    rig.same_steps(&row, &expected, "a parked past whose adapter was unloaded")
+    rig.same_steps(&row, &expected, "a parked past whose adapter was unloaded and came back")
+}
+
+/// What pages adapters out relies on it.
+fn parked_without_weights(fixture: &EngineFixture) -> Outcome {
+    let mut rig = Rig::new(fixture)?;
+    let start = rig.engine.memory().adapters;
+    let key = rig.adapter(0)?;
+    let seq = rig.engine.open(&set(&[(&key, 1.0)])?)?;
+    rig.read_range(seq, &script(fixture), 0..20, usize::MAX / 2)?;
+    let parked = rig.engine.park(seq)?;
+    rig.engine.release(seq);
+    rig.engine.unload_adapter(&key)?;
+    rig.fresh_with(&AdapterSet::none(), &Script::text(&fixture.prompt(1, 409)))?;
+    let now = rig.engine.memory().adapters;
+    ensure!(now == start, "with a past of {} tokens parked, adapters hold {now} bytes", parked.tokens());
+    Ok(())
 }
 
 fn unload_memory(fixture: &EngineFixture) -> Outcome {

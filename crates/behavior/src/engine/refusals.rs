@@ -73,7 +73,7 @@ fn undeclared(fixture: &EngineFixture) -> Outcome {
         let files = AdapterFiles::Bytes { config: Arc::from(*b"{}"), weights: Arc::from(*b"") };
         let result = rig.engine.load_adapter(&AdapterSource { key: key.clone(), files });
         fails(result, unsupported, "load_adapter")?;
-        let set = AdapterSet::new([AdapterBinding { key, scale: 1.0 }])?;
+        let set = AdapterSet::new([AdapterBinding::new(key, 1.0)])?;
         ensure!(rig.engine.open(&set).is_err(), "a sequence was opened with an adapter, and none is supported");
     }
     if !capability.snapshot_to_disk {
@@ -342,7 +342,7 @@ fn unknown_adapter(fixture: &EngineFixture) -> Outcome {
         AdapterKey { id: key.id.clone(), generation: key.generation + 7 },
     ];
     for stranger in strangers {
-        let set = AdapterSet::new([AdapterBinding { key: stranger.clone(), scale: 1.0 }])?;
+        let set = AdapterSet::new([AdapterBinding::new(stranger.clone(), 1.0)])?;
         fails(rig.engine.open(&set), ErrorKind::NotFound, "opening with an adapter that is not loaded")?;
         fails(rig.engine.unload_adapter(&stranger), ErrorKind::NotFound, "unloading an adapter that is not loaded")?;
     }

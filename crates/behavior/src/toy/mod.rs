@@ -51,14 +51,9 @@ pub struct HashEngine {
 
 /// A loaded adapter: what it does to the hash.
 struct Weights {
+    key: AdapterKey,
     hash: u64,
     _held: Held,
-}
-
-/// A sequence's adapters, which live as long as it does.
-struct Voice {
-    hash: u64,
-    _weights: Vec<Rc<Weights>>,
 }
 
 impl HashEngine {
@@ -134,6 +129,24 @@ impl HashEngine {
         let seq = SeqId(self.id());
         self.sequences.insert(seq, past);
         Ok(seq)
+    }
+
+    /// The weights of each binding; those of a past that goes on are handed on.
+    fn weights(&self, adapters: &AdapterSet, held: &[Rc<Weights>]) -> Result<Vec<Rc<Weights>>> {
+        let find =
+            |key: &AdapterKey| held.iter().find(|weights| weights.key == *key).or_else(|| self.adapters.get(key));
+        let missing =
+            |key: &AdapterKey| error(ErrorKind::NotFound, "no such adapter").with_context("adapter", &*key.id);
+        let bindings = adapters.bindings().iter();
+        bindings.map(|binding| find(&binding.key).map(Rc::clone).ok_or_else(|| missing(&binding.key))).collect()
+    }
+
+    /// Another sequence with this past.
+    fn twin(&self, past: &Past, adapters: &AdapterSet) -> Result<Past> {
+        if past.adapters().agreement(adapters) < past.tokens() {
+            return Err(error(ErrorKind::InvalidRequest, "the past was read with other adapters"));
+        }
+        Ok(past.share(adapters.clone(), self.weights(adapters, past.weights())?, self.state()?))
     }
 
     fn state(&self) -> Result<Held> {
@@ -261,7 +274,7 @@ impl Engine for HashEngine {
             max_rollback: 16,
             adapter_mode: AdapterMode::MixedBatch,
             adapter_hot_swap: true,
-            activated_adapters: false,
+            activated_adapters: true,
             prompt_logprobs: true,
             logprobs: true,
             structured_output: false,
@@ -301,16 +314,9 @@ impl Engine for HashEngine {
     }
 
     fn open(&mut self, adapters: &AdapterSet) -> Result<SeqId> {
-        let mut voice = Voice { hash: 0, _weights: Vec::new() };
-        for binding in adapters.bindings() {
-            let weights = self.adapters.get(&binding.key).ok_or_else(|| {
-                error(ErrorKind::NotFound, "no such adapter").with_context("adapter", &*binding.key.id)
-            })?;
-            voice.hash ^= mix(weights.hash ^ mix(u64::from(binding.scale.to_bits())));
-            voice._weights.push(Rc::clone(weights));
-        }
+        let weights = self.weights(adapters, &[])?;
         let state = self.state()?;
-        self.insert(Past::new(Rc::new(voice), state))
+        self.insert(Past::new(adapters.clone(), weights, state))
     }
 
     fn reserve(&mut self, seq: SeqId, tokens: usize) -> Result<()> {
@@ -356,22 +362,32 @@ impl Engine for HashEngine {
     }
 
     fn fork(&mut self, seq: SeqId) -> Result<SeqId> {
-        let state = self.state()?;
-        let past = self.past(seq)?.share(state);
-        self.insert(past)
+        let past = self.past(seq)?;
+        let twin = self.twin(past, past.adapters())?;
+        self.insert(twin)
+    }
+
+    fn fork_with(&mut self, seq: SeqId, adapters: &AdapterSet) -> Result<SeqId> {
+        let twin = self.twin(self.past(seq)?, adapters)?;
+        self.insert(twin)
     }
 
     fn park(&mut self, seq: SeqId) -> Result<Parked> {
-        let state = self.state()?;
-        let past = self.past(seq)?.share(state);
+        let past = self.past(seq)?;
+        let past = past.share(past.adapters().clone(), Vec::new(), self.state()?);
         let tokens = past.tokens();
         Ok(Parked::new(Rc::new(past), tokens, STATE_BYTES + tokens as u64 * NODE_BYTES))
     }
 
     fn resume(&mut self, parked: &Parked) -> Result<SeqId> {
         let past = parked.payload::<Past>()?;
-        let state = self.state()?;
-        self.insert(past.share(state))
+        let twin = self.twin(past, past.adapters())?;
+        self.insert(twin)
+    }
+
+    fn resume_with(&mut self, parked: &Parked, adapters: &AdapterSet) -> Result<SeqId> {
+        let twin = self.twin(parked.payload::<Past>()?, adapters)?;
+        self.insert(twin)
     }
 
     fn rollback(&mut self, seq: SeqId, tokens: usize) -> Result<()> {
@@ -423,11 +439,26 @@ impl Engine for HashEngine {
         if rank == 0 || weights.is_empty() {
             return Err(invalid("r is missing, or there are no weights".into()));
         }
+        let invocation_tokens = match config.get("alora_invocation_tokens") {
+            None | Some(serde_json::Value::Null) => None,
+            Some(value) => {
+                let token = |value: &serde_json::Value| {
+                    let token = TokenId::try_from(value.as_u64()?).ok()?;
+                    ((token as usize) < self.info.vocab_size).then_some(token)
+                };
+                let tokens: Option<Vec<_>> = value.as_array().and_then(|tokens| tokens.iter().map(token).collect());
+                let tokens = tokens.filter(|tokens| !tokens.is_empty());
+                Some(tokens.ok_or_else(|| invalid("alora_invocation_tokens are no tokens of the model".into()))?)
+            }
+        };
+        if self.adapters.contains_key(&source.key) {
+            return Err(error(ErrorKind::InvalidRequest, "this generation of the adapter is loaded already"));
+        }
         let hash = blake3::hash(&weights);
-        let bytes = weights.len() as u64;
-        let loaded = Weights { hash: head(&hash), _held: self.adapter_bytes.hold(bytes) };
-        self.adapters.insert(source.key.clone(), Rc::new(loaded));
-        Ok(AdapterInfo { key: source.key.clone(), rank, layers: 1, bytes, invocation_tokens: None })
+        let (bytes, key) = (weights.len() as u64, source.key.clone());
+        let loaded = Weights { key: key.clone(), hash: head(&hash), _held: self.adapter_bytes.hold(bytes) };
+        self.adapters.insert(key.clone(), Rc::new(loaded));
+        Ok(AdapterInfo { key, rank, layers: 1, bytes, invocation_tokens })
     }
 
     fn unload_adapter(&mut self, key: &AdapterKey) -> Result<()> {
@@ -443,7 +474,8 @@ impl Engine for HashEngine {
     }
 
     fn load(&mut self, from: &mut dyn std::io::Read) -> Result<Parked> {
-        const MOST: u64 = 32 + 8 + 8 * MAX_TOKENS as u64;
+        // As many words for the names of adapters as for the past itself.
+        const MOST: u64 = 32 + 16 * MAX_TOKENS as u64;
         let mut bytes = Vec::new();
         from.take(MOST + 1)
             .read_to_end(&mut bytes)

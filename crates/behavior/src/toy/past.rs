@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use consort_core::{ErrorKind, Result, SequenceMemory};
+use consort_core::{AdapterBinding, AdapterKey, AdapterSet, ErrorKind, Result, SequenceMemory};
 
 use super::held::{Counter, Held};
-use super::{Voice, error};
+use super::{Weights, error};
 use crate::fixture::mix;
 
 /// What one token costs.
@@ -22,18 +22,36 @@ struct Node {
 pub(super) struct Past {
     tip: Option<Rc<Node>>,
     tokens: usize,
-    voice: Rc<Voice>,
+    adapters: AdapterSet,
+    /// Of each binding, in order; none where it is parked.
+    weights: Vec<Rc<Weights>>,
     reserved: Vec<Held>,
     state: Held,
 }
 
 impl Past {
-    pub(super) fn new(voice: Rc<Voice>, state: Held) -> Self {
-        Self { tip: None, tokens: 0, voice, reserved: Vec::new(), state }
+    pub(super) fn new(adapters: AdapterSet, weights: Vec<Rc<Weights>>, state: Held) -> Self {
+        Self { tip: None, tokens: 0, adapters, weights, reserved: Vec::new(), state }
     }
 
-    pub(super) fn share(&self, state: Held) -> Self {
-        Self { tip: self.tip.clone(), tokens: self.tokens, voice: Rc::clone(&self.voice), reserved: Vec::new(), state }
+    /// The same past, to go on with these adapters.
+    pub(super) fn share(&self, adapters: AdapterSet, weights: Vec<Rc<Weights>>, state: Held) -> Self {
+        Self { tip: self.tip.clone(), tokens: self.tokens, ..Self::new(adapters, weights, state) }
+    }
+
+    pub(super) fn adapters(&self) -> &AdapterSet {
+        &self.adapters
+    }
+
+    pub(super) fn weights(&self) -> &[Rc<Weights>] {
+        &self.weights
+    }
+
+    /// What the adapters that are active at the next token make of it.
+    fn voice(&self) -> u64 {
+        let active = self.adapters.bindings().iter().zip(&self.weights);
+        let active = active.filter(|(binding, _)| binding.is_active_at(self.tokens));
+        active.fold(0, |voice, (binding, weights)| voice ^ mix(weights.hash ^ mix(u64::from(binding.scale.to_bits()))))
     }
 
     pub(super) fn tokens(&self) -> usize {
@@ -46,7 +64,7 @@ impl Past {
 
     /// Appends one token and gives the state after it.
     pub(super) fn push(&mut self, content: u64, place: u64, kv: &Counter) -> u64 {
-        let hash = mix(self.hash() ^ mix(content ^ place) ^ mix(self.voice.hash.wrapping_add(1)));
+        let hash = mix(self.hash() ^ mix(content ^ place) ^ mix(self.voice().wrapping_add(1)));
         self.append(hash, kv);
         hash
     }
@@ -104,29 +122,36 @@ impl Past {
         memory
     }
 
+    /// The adapters' keys and the hashes, as words.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut words = vec![self.adapters.bindings().len() as u64];
+        for AdapterBinding { key, scale, active_from } in self.adapters.bindings() {
+            words.extend([key.generation, u64::from(scale.to_bits()), *active_from as u64, key.id.len() as u64]);
+            words.extend(key.id.bytes().map(u64::from));
+        }
         let mut hashes = Vec::new();
         let mut next = self.tip.as_ref();
         while let Some(node) = next {
             hashes.push(node.hash);
             next = node.before.as_ref();
         }
-        hashes.push(self.voice.hash);
-        hashes.iter().rev().flat_map(|hash| hash.to_le_bytes()).collect()
+        words.extend(hashes.iter().rev());
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
     pub(super) fn from_bytes(bytes: &[u8], kv: &Counter, state: Held) -> Option<Self> {
-        if !bytes.len().is_multiple_of(8) {
-            return None;
+        let (words, []) = bytes.as_chunks::<8>() else { return None };
+        let mut words = words.iter().map(|word| u64::from_le_bytes(*word));
+        let mut bindings = Vec::new();
+        for _ in 0..words.next()? {
+            let (generation, scale) = (words.next()?, f32::from_bits(words.next()? as u32));
+            let (active_from, length) = (words.next()? as usize, words.next()? as usize);
+            let id: Vec<u8> = words.by_ref().take(length).map(|byte| byte as u8).collect();
+            let key = AdapterKey { id: String::from_utf8(id).ok()?.into(), generation };
+            bindings.push(AdapterBinding { key, scale, active_from });
         }
-        let mut hashes = bytes.chunks_exact(8).map(|word| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(word);
-            u64::from_le_bytes(bytes)
-        });
-        let voice = Voice { hash: hashes.next()?, _weights: Vec::new() };
-        let mut past = Self::new(Rc::new(voice), state);
-        for hash in hashes {
+        let mut past = Self::new(AdapterSet::new(bindings).ok()?, Vec::new(), state);
+        for hash in words {
             past.append(hash, kv);
         }
         Some(past)

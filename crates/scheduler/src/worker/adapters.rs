@@ -24,7 +24,17 @@ impl<E: Engine> Worker<E> {
         self.require_hot_swap()?;
         self.generation += 1;
         let key = AdapterKey { id: id.into(), generation: self.generation };
-        let info = self.engine.load_adapter(&AdapterSource { key, files })?;
+        let info = self.engine.load_adapter(&AdapterSource { key: key.clone(), files })?;
+        if info.invocation_tokens.is_some() {
+            self.engine.unload_adapter(&key)?;
+            return Err(Error::new(
+                ErrorKind::InvalidAdapter,
+                "the adapter is an activated one (aLoRA), which this backend does not apply",
+            )
+            .with_backend(self.shared.name)
+            .with_context("key", "alora_invocation_tokens")
+            .with_context("adapter", id));
+        }
         let before = self.registry().insert(id.to_owned(), info.clone());
         self.retiring.extend(before.map(|before| before.key));
         Ok(info)

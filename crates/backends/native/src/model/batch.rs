@@ -36,7 +36,7 @@ impl Batch {
         self.items.iter().enumerate().flat_map(places).collect()
     }
 
-    /// `matrix` times each row of `x`, and what each sequence's adapters add to it.
+    /// `matrix` times each row of `x`, and what each sequence's adapters add to the rows that they touch.
     pub(crate) fn linear(
         &self,
         compute: Compute,
@@ -47,10 +47,11 @@ impl Batch {
         let mut out = matrix.times(compute, x);
         let (rows, cols) = (matrix.rows(), x.len() / self.rows().max(1));
         for item in &self.items {
-            for (adapter, scale) in &item.sequence.adapters {
+            for (adapter, scale, first) in item.sequence.active(0, item.count) {
                 if let Some(change) = adapter.get(layer, target) {
-                    let x = &x[item.start * cols..][..item.count * cols];
-                    change.add_rows(compute, *scale, x, &mut out[item.start * rows..][..item.count * rows]);
+                    let (start, count) = (item.start + first, item.count - first);
+                    let x = &x[start * cols..][..count * cols];
+                    change.add_rows(compute, scale, x, &mut out[start * rows..][..count * rows]);
                 }
             }
         }
