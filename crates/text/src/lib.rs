@@ -1,4 +1,4 @@
-//! Tokenizers, incremental detokenization and chat templates.
+//! Tokenizers, incremental detokenization, chat templates, and replies taken apart.
 //!
 //! Everything between a conversation and token ids, and back:
 //!
@@ -8,6 +8,8 @@
 //!   a template is a program from a stranger.
 //! - [`PromptRenderer`]: the two together, with the places in a prompt that a prefix cache keeps, and
 //!   [`split_at_images`], which puts pictures where the template left room for them.
+//! - [`ReplyParser`]: reasoning, text and tool calls, told apart while a reply streams; [`parse_reply`] for a whole one.
+//!   What is malformed comes back as text with a flag, and nothing is ever lost.
 //!
 //! ```
 //! use consort_core::{ChatMessage, ChatPrompt, Role, SpecialTokens};
@@ -40,12 +42,17 @@
 mod detokenizer;
 mod images;
 mod renderer;
+mod reply;
 mod template;
 mod tokenizer;
 
 pub use detokenizer::{Detokenizer, SpecialText};
 pub use images::{TokenPart, split_at_images};
 pub use renderer::{PromptRenderer, RenderedPrompt};
+pub use reply::{
+    CallDelivery, MalformedReason, ParsedReply, ReasoningEnd, ReplyEnd, ReplyEvent, ReplyLimits, ReplyOptions,
+    ReplyParser, ReplyPiece, ReplyStart, ToolMatch, parse_reply,
+};
 pub use template::{ChatTemplate, ChatTemplateInput, TemplateLimits};
 pub use tokenizer::{PreTokenizer, Tokenizer};
 

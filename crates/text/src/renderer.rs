@@ -3,7 +3,7 @@
 use consort_core::{ErrorKind, Result, SpecialTokens, TokenId};
 use serde_json::json;
 
-use crate::{ChatTemplate, ChatTemplateInput, Tokenizer};
+use crate::{ChatTemplate, ChatTemplateInput, ReplyStart, SpecialText, Tokenizer};
 
 /// A conversation as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +13,9 @@ pub struct RenderedPrompt {
     /// How many of them come before the generation prompt (`<|im_start|>assistant\n<think>\n`), which opens the model's
     /// turn and which no later prompt repeats. The place before it is worth keeping. Without a generation prompt: all.
     pub generation_border: usize,
+    /// How the model's reply begins, for [`ReplyParser`](crate::ReplyParser): the generation prompt may have opened its
+    /// reasoning.
+    pub reply_start: ReplyStart,
 }
 
 /// Renders conversations and tokenizes what comes out.
@@ -83,7 +86,9 @@ impl PromptRenderer {
         } else {
             tokens.len()
         };
-        Ok(RenderedPrompt { tokens, generation_border })
+        let opening = tokens.get(generation_border..).unwrap_or_default();
+        let reply_start = ReplyStart::after(&self.tokenizer.decode(opening, SpecialText::Show));
+        Ok(RenderedPrompt { tokens, generation_border, reply_start })
     }
 
     /// The tokens with which every prompt begins that continues this conversation (its last message is a reply) by a
