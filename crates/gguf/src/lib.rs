@@ -3,8 +3,7 @@
 //! A GGUF file is a header (typed metadata and a table of tensors) followed by the tensors' data. [`Gguf`] reads versions
 //! 2 and 3, little endian, from a path (memory-mapped), from owned bytes or from bytes that are part of the program; a path to
 //! one shard of a model in several files opens them all. [`GgufWriter`] streams version 3 to a path, atomically, in one file
-//! or in shards. [`dequantize`] turns any of the supported layouts into f32,
-//! [`quantize_q8_0`], [`f32_to_f16`] and [`f32_to_bf16`] go the other way.
+//! or in shards. [`dequantize`] turns any of the supported layouts into f32, [`quantize`] goes the other way.
 //!
 //! Files are hostile until proven otherwise: every length, count, offset and product is checked against what the file can
 //! hold before anything is allocated, and a file that breaks a rule is an [`InvalidModel`](consort_core::ErrorKind)
@@ -47,7 +46,7 @@ mod writer;
 
 pub use dequantize::dequantize;
 pub use metadata::Metadata;
-pub use quantize::{f32_to_bf16, f32_to_f16, quantize_q8_0};
+pub use quantize::{f32_to_bf16, f32_to_f16, quantize, quantize_q8_0};
 pub use reader::{Gguf, TensorInfo};
 pub use shards::ShardName;
 pub use storage::{Aligned, MappedFile};

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use consort_core::ErrorKind;
-use consort_gguf::{TensorType, dequantize, f32_to_bf16, f32_to_f16, quantize_q8_0};
+use consort_gguf::{TensorType, dequantize, f32_to_bf16, f32_to_f16, quantize, quantize_q8_0};
 
 struct Record<'a> {
     id: u32,
@@ -48,6 +48,17 @@ fn q8_0_is_written_as_the_reference_writes_it() {
     assert_eq!(out, record.blocks);
     assert!(quantize_q8_0(&record.numbers[1..], &mut out).is_err());
     assert!(quantize_q8_0(&record.numbers, &mut out[1..]).is_err());
+}
+
+#[test]
+fn the_other_types_of_32_are_written_as_the_reference_writes_them() {
+    let mut seen = 0;
+    for record in records().iter().filter(|record| record.id > 1000) {
+        let kind = TensorType::from_id(record.id - 1000).unwrap();
+        assert_eq!(quantize(kind, &record.numbers, None).unwrap(), record.blocks, "{kind}");
+        seen += 1;
+    }
+    assert_eq!(seen, 4);
 }
 
 #[test]

@@ -3,7 +3,8 @@
     pip install gguf==0.19.0 && python crates/gguf/tools/golden_blocks.py
 
 One record a layout: id (u32), bytes (u32), numbers (u32), the blocks, the numbers as f32; little endian. Then, under the
-id 1000, f32 numbers and the Q8_0 blocks that they quantize to (here `bytes` counts the blocks' bytes). Seeded.
+id 1000, f32 numbers and the Q8_0 blocks that they quantize to (here `bytes` counts the blocks' bytes), and under 1000 + id
+the same for the other types that the package can write. Seeded.
 """
 
 import struct
@@ -53,6 +54,9 @@ def main() -> None:
     numbers[3] *= 1e4
     quantized = quantize(numbers, T.Q8_0)
     out += struct.pack("<III", 1000, quantized.size, numbers.size) + quantized.tobytes() + numbers.tobytes()
+    for kind in (T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1):
+        quantized = quantize(numbers, kind)
+        out += struct.pack("<III", 1000 + int(kind), quantized.size, numbers.size) + quantized.tobytes() + numbers.tobytes()
 
     path = Path(__file__).parent.parent / "tests" / "data" / "blocks.bin"
     path.parent.mkdir(parents=True, exist_ok=True)
