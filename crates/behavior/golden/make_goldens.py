@@ -3,6 +3,7 @@
 
     python make_goldens.py                    all tiny configurations, into the folder of this script
     python make_goldens.py --etude DIR        the goldens of the study model that lies in DIR
+    python make_goldens.py --activated        those of activated adapters alone, for the models that lie here
     python make_goldens.py --check            writes both kinds anew elsewhere and compares with what is here
                                               (of the study model only if --etude is given too)
 
@@ -37,7 +38,7 @@ torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from maker import etude, pictures, suite, tiny, vocabulary, writing  # noqa: E402
+from maker import activated, etude, pictures, suite, tiny, vocabulary, writing  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 
@@ -54,6 +55,13 @@ def write_tiny(out: Path, kept: Path, only: list[str]) -> None:
         print(shape.name, index[shape.name], flush=True)
     entries = json.loads((kept / "index.json").read_text())["configurations"] | index if only else index
     (out / "index.json").write_text(writing.to_text({"format": writing.FORMAT, "configurations": entries}))
+
+
+def write_activated(out: Path, kept: Path, only: list[str]) -> None:
+    """Activated adapters on the tiny configurations that are kept, which stay as they are."""
+    for shape in tiny.CONFIGURATIONS:
+        if shape.name in activated.ACTIVATED and (not only or shape.name in only):
+            print(shape.name, activated.write(shape, kept, out / "activated" / shape.name), flush=True)
 
 
 def replace(made: Path, kept: Path) -> None:
@@ -92,6 +100,7 @@ def compare(made: Path, kept: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--etude", type=Path, metavar="DIR", help="write the goldens of the study model in DIR")
+    parser.add_argument("--activated", action="store_true", help="write only those of activated adapters, for the models here")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", choices=[t.name for t in tiny.CONFIGURATIONS],
                         help="only this tiny configuration (may be given several times)")
     parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: beside this script)")
@@ -102,8 +111,11 @@ def main() -> int:
         made = Path(scratch)
         if given.etude:
             etude.write(given.etude.resolve(), made / "etude")
-        if given.check or given.only or not given.etude:
+        if given.activated:
+            write_activated(made, kept, given.only)
+        elif given.check or given.only or not given.etude:
             write_tiny(made, kept, given.only)
+            write_activated(made, made, [shape.name for shape in tiny.CONFIGURATIONS if (made / shape.name).exists()])
         if given.check:
             wrong = compare(made, kept)
             print("all files are equal" if wrong == 0 else f"{wrong} files differ")

@@ -66,12 +66,13 @@ ADAPTERS: dict[str, list[Lora]] = {
 }
 
 
-def save(lora: Lora, base, folder: Path) -> None:
-    """Lets PEFT write the adapter. `base` is used up: PEFT puts its layers into it."""
+def save(lora: Lora, base, folder: Path, invocation: list[int] | None = None) -> None:
+    """Lets PEFT write the adapter. `base` is used up: PEFT puts its layers into it. With `invocation` tokens it is activated."""
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, use_rslora=lora.rslora,
         rank_pattern=lora.rank_pattern, alpha_pattern=lora.alpha_pattern, layers_to_transform=lora.layers,
-        lora_dropout=0.0, bias="none",
+        lora_dropout=0.0, bias="none", alora_invocation_tokens=invocation,
+        task_type="CAUSAL_LM" if invocation else None,
     )
     wrapped = get_peft_model(base, config)
     g = torch.Generator().manual_seed(lora.seed)
