@@ -170,6 +170,17 @@ pub struct AdapterInfo {
     pub invocation_tokens: Option<Vec<TokenId>>,
 }
 
+impl AdapterInfo {
+    /// Where an activated adapter becomes active in these tokens: at the beginning of the last place where its invocation
+    /// tokens stand, as in PEFT. `None` when they stand nowhere (then it is not in effect at all), and for an ordinary
+    /// adapter.
+    #[must_use]
+    pub fn invoked_at(&self, tokens: &[TokenId]) -> Option<usize> {
+        let invocation = self.invocation_tokens.as_deref().filter(|invocation| !invocation.is_empty())?;
+        tokens.windows(invocation.len()).rposition(|place| place == invocation)
+    }
+}
+
 /// Whether a backend may take an adapter out of the engine's memory while nobody uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -234,6 +245,22 @@ mod tests {
         let ordinary = binding("o", 1.0, 0);
         let (one, two) = (set(&[ordinary.clone(), binding("a", 1.0, 5)]), set(&[binding("b", 1.0, 7), ordinary]));
         assert_eq!((one.agreement(&two), one.agreement(&a5), one.agreement(&one.clone())), (5, 0, usize::MAX));
+    }
+
+    #[test]
+    fn the_last_place_counts() {
+        let info = |tokens: Option<&[TokenId]>| AdapterInfo {
+            key: AdapterKey { id: "a".into(), generation: 1 },
+            rank: 1,
+            layers: 1,
+            bytes: 1,
+            invocation_tokens: tokens.map(<[TokenId]>::to_vec),
+        };
+        assert_eq!(info(Some(&[1, 2])).invoked_at(&[0, 1, 2, 1, 2, 1]), Some(3));
+        assert_eq!(info(Some(&[5, 5])).invoked_at(&[5, 5, 5, 0]), Some(1));
+        assert_eq!(info(Some(&[1, 2])).invoked_at(&[2, 1]), None);
+        assert_eq!(info(Some(&[1, 2])).invoked_at(&[1]), None);
+        assert_eq!((info(Some(&[])).invoked_at(&[1]), info(None).invoked_at(&[1])), (None, None));
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub(crate) struct Border {
 pub(crate) enum BorderKind {
     /// Before the generation prompt, which no later prompt repeats.
     Turn,
+    /// Before an activated adapter acts, up to where personas share everything.
+    Activation,
     /// Where siblings were seen to part.
     Parting,
     /// After an image.
@@ -262,8 +264,14 @@ pub(crate) fn choose_borders(
             break;
         }
         // However short the question after a picture is: the next one about the same picture begins where the picture ends.
+        // And however short what a persona reads on its own before its turn is: the others begin before it.
         let apart = |other: &Border| {
-            (border.kind == BorderKind::Image && other.kind == BorderKind::Turn) || !near(border.at, other.at)
+            let alone = match border.kind {
+                BorderKind::Image => other.kind == BorderKind::Turn,
+                BorderKind::Activation => other.kind == BorderKind::Turn && border.at < other.at,
+                _ => false,
+            };
+            alone || !near(border.at, other.at)
         };
         if border.kind == BorderKind::Turn || (!near(border.at, reused) && chosen.iter().all(apart)) {
             chosen.push(border);
@@ -301,5 +309,9 @@ mod tests {
         let short_question =
             [border(70, BorderKind::Turn), border(60, BorderKind::Image), border(8, BorderKind::Message)];
         assert_eq!(choose_borders(short_question, 0, 75, 4, 16), [60, 70]);
+        let persona = |at| [border(70, BorderKind::Turn), border(at, BorderKind::Activation)];
+        assert_eq!(choose_borders(persona(68), 0, 75, 4, 16), [68, 70]);
+        assert_eq!(choose_borders(persona(72), 0, 75, 4, 16), [70]);
+        assert_eq!(choose_borders(persona(70), 0, 75, 4, 16), [70]);
     }
 }

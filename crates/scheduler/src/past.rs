@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use consort_core::{
-    AdapterSet, ContentHash, Error, ErrorKind, ImageHandle, ImageSource, Position, PromptPart, Result, StepInput,
-    TokenId,
+    AdapterBinding, AdapterInfo, AdapterSet, ContentHash, Error, ErrorKind, ImageHandle, ImageSource, Position,
+    PromptPart, Result, StepInput, TokenId,
 };
 use consort_vision::{MropeBuilder, Segment};
 
@@ -88,23 +88,29 @@ impl Past {
 
     /// Computes the key of every prefix, chained token by token.
     ///
-    /// The root holds the model's digest and the effective adapters, with generation and the scale's bits: ordinary
-    /// adapters touch every position. Each link holds the token, or the image's content hash and the index within it,
-    /// and the position. (An activated adapter in the root shares less than it could, and never too much.)
+    /// The root holds the model's digest. Each link holds the token, or the image's content hash and the index within it,
+    /// the position, and the adapters that are active there, with generation and the scale's bits. So ordinary adapters
+    /// share nothing, and activated ones all that comes before they act.
     pub(crate) fn seal(&mut self, model: &[u8; 32], adapters: &AdapterSet) {
         let mut root = blake3::Hasher::new();
-        root.update(b"consort past 1\0").update(model);
-        for binding in adapters.bindings() {
-            root.update(&(binding.key.id.len() as u64).to_le_bytes()).update(binding.key.id.as_bytes());
-            root.update(&binding.key.generation.to_le_bytes()).update(&binding.scale.to_bits().to_le_bytes());
-        }
+        root.update(b"consort past 2\0").update(model);
         let mut key: ChainKey = root.finalize().into();
         let mut keys = Vec::with_capacity(self.len());
         let positions = self.positions.positions();
-        // previous key, kind, content, position: text and images differ in kind, so lengths cannot be confused.
-        let mut link = [0; 32 + 1 + 36 + 12];
+        // Where the voice changes, and what it is from there on.
+        let mut changes: Vec<usize> = adapters.bindings().iter().map(|binding| binding.active_from).collect();
+        changes.sort_unstable();
+        changes.dedup();
+        let mut changes = changes.into_iter().peekable();
+        let mut voice: Option<ChainKey> = None;
+        // previous key, kind, content, position, voice: text and images, with adapters and without, differ in kind, so
+        // lengths cannot be confused.
+        let mut link = [0; 32 + 1 + 36 + 12 + 32];
         for stretch in &self.stretches {
             for index in stretch.range() {
+                if changes.next_if_eq(&index).is_some() {
+                    voice = Some(digest_of(adapters.active_at(index)));
+                }
                 let content = match stretch {
                     Stretch::Text { start, tokens } => {
                         link[32] = 0;
@@ -123,12 +129,26 @@ impl Past {
                     let at = 33 + content + 4 * slot;
                     link[at..at + 4].copy_from_slice(&component.to_le_bytes());
                 }
+                let mut end = 33 + content + 12;
+                if let Some(voice) = &voice {
+                    link[32] |= 2;
+                    link[end..end + 32].copy_from_slice(voice);
+                    end += 32;
+                }
                 link[..32].copy_from_slice(&key);
-                key = blake3::hash(&link[..33 + content + 12]).into();
+                key = blake3::hash(&link[..end]).into();
                 keys.push(key);
             }
         }
         self.keys = keys;
+    }
+
+    /// Where an activated adapter becomes active: within text, the last place where its invocation tokens stand.
+    pub(crate) fn invoked_at(&self, adapter: &AdapterInfo) -> Option<usize> {
+        self.stretches.iter().rev().find_map(|stretch| match stretch {
+            Stretch::Text { start, tokens } => Some(start + adapter.invoked_at(tokens)?),
+            Stretch::Image { .. } => None,
+        })
     }
 
     /// Length in tokens.
@@ -214,6 +234,16 @@ impl Past {
     }
 }
 
+/// Bindings as one number.
+fn digest_of<'a>(bindings: impl Iterator<Item = &'a AdapterBinding>) -> ChainKey {
+    let mut hasher = blake3::Hasher::new();
+    for binding in bindings {
+        hasher.update(&(binding.key.id.len() as u64).to_le_bytes()).update(binding.key.id.as_bytes());
+        hasher.update(&binding.key.generation.to_le_bytes()).update(&binding.scale.to_bits().to_le_bytes());
+    }
+    hasher.finalize().into()
+}
+
 /// How many leading keys two chains share. Chained keys that are equal at one place are equal at all before it.
 pub(crate) fn common_prefix<K: PartialEq>(one: &[K], other: &[K]) -> usize {
     let (mut low, mut high) = (0, one.len().min(other.len()));
@@ -227,7 +257,7 @@ pub(crate) fn common_prefix<K: PartialEq>(one: &[K], other: &[K]) -> usize {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use consort_core::{AdapterBinding, AdapterKey};
+    use consort_core::AdapterKey;
 
     use super::*;
 
@@ -258,6 +288,53 @@ mod tests {
             assert_eq!(common_prefix(&base, &other), 0);
         }
         assert_eq!(common_prefix(&base, &keys(text(&[1, 2, 4, 3]), 0, &set("a", 1, 1.0))), 2);
+    }
+
+    #[test]
+    fn activated_adapters_part_where_they_act() {
+        let set = |bindings: &[(&str, f32, usize)]| {
+            let binding = |&(id, scale, active_from): &(&str, _, _)| AdapterBinding {
+                key: AdapterKey { id: id.into(), generation: 1 },
+                scale,
+                active_from,
+            };
+            AdapterSet::new(bindings.iter().map(binding)).unwrap()
+        };
+        let prompt = [5, 6, 7, 8, 9];
+        let sealed = |bindings: &[(&str, f32, usize)]| keys(text(&prompt), 0, &set(bindings));
+        let base = sealed(&[]);
+        let persona = sealed(&[("a", 1.0, 2)]);
+        for (other, shared) in [
+            (sealed(&[("a", 1.0, 2)]), 5),
+            (base, 2),
+            (sealed(&[("b", 1.0, 2)]), 2),
+            (sealed(&[("b", 1.0, 4)]), 2),
+            (sealed(&[("a", 0.5, 3)]), 2),
+            (sealed(&[("a", 1.0, 3)]), 2),
+            (sealed(&[("a", 1.0, 2), ("b", 1.0, 4)]), 4),
+            (sealed(&[("a", 1.0, 2), ("b", 1.0, 5)]), 5),
+            (sealed(&[("a", 1.0, 0)]), 0),
+        ] {
+            assert_eq!(common_prefix(&persona, &other), shared);
+        }
+        // From where both are active on, it does not matter which came first; what was read before it does.
+        let (early, late) = (sealed(&[("a", 1.0, 1)]), sealed(&[("a", 1.0, 3)]));
+        assert!(early.iter().zip(&late).skip(1).all(|(one, other)| one != other));
+    }
+
+    #[test]
+    fn an_invocation_is_found_in_text_alone() {
+        let info = AdapterInfo {
+            key: AdapterKey { id: "a".into(), generation: 1 },
+            rank: 1,
+            layers: 1,
+            bytes: 1,
+            invocation_tokens: Some(vec![2, 3]),
+        };
+        assert_eq!(text(&[2, 3, 1, 2, 3]).invoked_at(&info), Some(3));
+        assert_eq!(text(&[2, 1, 3]).invoked_at(&info), None);
+        let split = Past::new(vec![PromptPart::Tokens(vec![1, 2]), PromptPart::Tokens(vec![3])]).unwrap();
+        assert_eq!(split.invoked_at(&info), Some(1));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use consort_core::{
 
 use crate::config::SchedulerConfig;
 use crate::events::{self, Answerer};
-use crate::front_end::{FrontEnd, Preparer};
+use crate::front_end::{Border, BorderKind, FrontEnd, Preparer};
 use crate::metrics::{Board, add};
 use crate::past::Past;
 use crate::sequence::{Embed, Reply, Request, Work};
@@ -223,19 +223,36 @@ impl<E> Scheduled<E> {
         self.shared.adapters.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn bind(&self, registry: &BTreeMap<String, AdapterInfo>, uses: &[AdapterUse]) -> Result<AdapterSet> {
+    /// Binds what a request names to the current generations, activated adapters to where the prompt invokes them.
+    fn bind(&self, registry: &BTreeMap<String, AdapterInfo>, uses: &[AdapterUse], past: &Past) -> Result<AdapterSet> {
         if !uses.is_empty() && self.shared.capability.adapter_mode == AdapterMode::None {
             return Err(Error::unsupported(self.shared.name, "adapters"));
         }
         let mut bindings = Vec::with_capacity(uses.len());
+        let mut idle = Vec::new();
         for wanted in uses {
             let info = registry.get(&wanted.id).ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, "no adapter is loaded under this name")
                     .with_context("adapter", wanted.id.clone())
             })?;
-            bindings.push(AdapterBinding::new(info.key.clone(), wanted.scale));
+            let mut binding = AdapterBinding::new(info.key.clone(), wanted.scale);
+            if info.invocation_tokens.is_some() {
+                match past.invoked_at(info) {
+                    Some(at) => binding.active_from = at,
+                    None => {
+                        tracing::debug!(adapter = %wanted.id, "the prompt does not invoke the adapter");
+                        idle.push(info.key.clone());
+                    }
+                }
+            }
+            bindings.push(binding);
         }
-        AdapterSet::new(bindings)
+        // Checked with all of them, so that a request is not right or wrong by what its prompt says.
+        let set = AdapterSet::new(bindings)?;
+        match idle.is_empty() {
+            true => Ok(set),
+            false => AdapterSet::new(set.bindings().iter().filter(|binding| !idle.contains(&binding.key)).cloned()),
+        }
     }
 
     /// Prepares a prompt and sends the request that `work` makes of its length and conversation.
@@ -256,7 +273,10 @@ impl<E> Scheduled<E> {
         let prompt_tokens = past.len();
         let work = work(prompt_tokens, prepared.conversation);
         let registry = self.registry();
-        let adapters = self.bind(&registry, submission.adapters)?;
+        let adapters = self.bind(&registry, submission.adapters, &past)?;
+        let mut borders = prepared.borders;
+        let activations = adapters.bindings().iter().map(|binding| binding.active_from);
+        borders.extend(activations.map(|at| Border { at, kind: BorderKind::Activation }));
         shared.seal(&mut past, &adapters, submission.reuse);
         let request = Request {
             id: shared.next_id(),
@@ -264,7 +284,7 @@ impl<E> Scheduled<E> {
             reuse: submission.reuse,
             adapters,
             past,
-            borders: prepared.borders,
+            borders,
             work,
         };
         self.commands.send(Command::Accept(Box::new(request))).map_err(|_| self.gone())?;

@@ -11,7 +11,7 @@ use consort_core::{
 use consort_text::Detokenizer;
 
 use crate::events::{Answerer, EventSender};
-use crate::front_end::{Border, Conversation};
+use crate::front_end::{Border, BorderKind, Conversation};
 use crate::images::{Audience, ImageKey, Wanted};
 use crate::past::Past;
 use crate::sampler;
@@ -222,6 +222,13 @@ impl Job {
     /// Whether it reads from the prefix cache. What was lost once is computed anew.
     pub(crate) fn reads_cache(&self) -> bool {
         self.reuse == PrefixReuse::Shared && self.replays == 0
+    }
+
+    /// The adapters with which this turn is kept for the next one. What becomes active in the generation prompt, or after
+    /// it, will be invoked anew there; the finished turn is read without it.
+    pub(crate) fn lasting_adapters(&self) -> AdapterSet {
+        let turn = self.borders.iter().find(|border| border.kind == BorderKind::Turn);
+        self.adapters.within(turn.map_or(self.prompt_len, |turn| turn.at))
     }
 
     /// Who comes first in the queue: the higher priority, then the older one.

@@ -25,11 +25,11 @@ impl<E: Engine> Worker<E> {
         self.generation += 1;
         let key = AdapterKey { id: id.into(), generation: self.generation };
         let info = self.engine.load_adapter(&AdapterSource { key: key.clone(), files })?;
-        if info.invocation_tokens.is_some() {
+        if info.invocation_tokens.is_some() && !self.shared.capability.activated_adapters {
             self.engine.unload_adapter(&key)?;
             return Err(Error::new(
                 ErrorKind::InvalidAdapter,
-                "the adapter is an activated one (aLoRA), which this backend does not apply",
+                "the adapter is an activated one (aLoRA), which this engine does not support",
             )
             .with_backend(self.shared.name)
             .with_context("key", "alora_invocation_tokens")

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use consort_core::{AdapterMode, Engine, Error, Result, SeqId};
+use consort_core::{AdapterMode, AdapterSet, Engine, Error, Parked, Result, SeqId};
 
 use super::{Closing, Place, Worker, is_pressure};
 use crate::front_end::{Border, BorderKind, choose_borders};
@@ -113,10 +113,14 @@ impl<E: Engine> Worker<E> {
             if let (Some(slot), Some(job)) = (taken, self.queue.get_mut(index)) {
                 // Keeping is never further than the prompt's last token: it has at most as many, and the last is rendered
                 // anew by the generation prompt.
-                if slot.done < job.prompt_len && job.parked.is_none() && job.slot.is_none() {
+                let wanted = slot.done < job.prompt_len && job.parked.is_none() && job.slot.is_none();
+                if wanted && keep.adapters == job.adapters {
                     job.slot = Some(slot);
                 } else {
+                    // Adapters that act later in the prompt than what was kept goes.
+                    let forked = wanted.then(|| self.engine.fork_with(slot.seq, &job.adapters)).and_then(Result::ok);
                     self.engine.release(slot.seq);
+                    job.slot = forked.map(|seq| Slot { seq, ..slot }).or(job.slot.take());
                 }
             }
             self.close(keep, Place::Running, Closing::Finished(None));
@@ -195,7 +199,7 @@ impl<E: Engine> Worker<E> {
 
     fn begin(&mut self, job: &mut Job) -> Result<(SeqId, usize)> {
         if let Some(parked) = job.parked.take() {
-            match self.engine.resume(&parked) {
+            match self.resume(&parked, &job.adapters) {
                 Ok(seq) => return Ok((seq, parked.tokens())),
                 // Recomputing needs no less memory; it waits with what it has.
                 Err(error) if is_pressure(&error) => {
@@ -209,7 +213,7 @@ impl<E: Engine> Worker<E> {
             // At least one token must be run to have logits; what is kept for later needs none.
             let limit = job.prompt_len.saturating_sub(usize::from(!job.is_keep()));
             if let Some(parked) = self.cache.find(job.past.keys(), limit) {
-                match self.engine.resume(&parked) {
+                match self.resume(&parked, &job.adapters) {
                     Ok(seq) => return Ok((seq, parked.tokens())),
                     Err(error) if is_pressure(&error) => return Err(error),
                     Err(error) => tracing::warn!(%error, "a kept past cannot be resumed"),
@@ -217,6 +221,14 @@ impl<E: Engine> Worker<E> {
             }
         }
         Ok((self.engine.open(&job.adapters)?, 0))
+    }
+
+    /// A sequence with a past that was computed with the same adapters, which others may join from here on.
+    fn resume(&mut self, parked: &Parked, adapters: &AdapterSet) -> Result<SeqId> {
+        match self.shared.capability.activated_adapters {
+            true => self.engine.resume_with(parked, adapters),
+            false => self.engine.resume(parked),
+        }
     }
 
     /// Makes the books of a job that has a sequence now.
@@ -261,7 +273,7 @@ impl<E: Engine> Worker<E> {
         loop {
             match self.engine.park(slot.seq) {
                 Ok(parked) if parked.tokens() == slot.done => {
-                    self.cache.insert(key, parked, job.adapters.clone());
+                    self.cache.insert(key, parked, job.adapters.within(slot.done));
                     return;
                 }
                 Ok(parked) => {

@@ -178,11 +178,11 @@ impl<E: Engine> Worker<E> {
         }
         job.parked = None;
         job.images.clear();
+        let lasting = job.lasting_adapters();
         let order = match (&closing, &mut job.work) {
             (Closing::Finished(_), Work::Reply(reply)) if job.reuse == PrefixReuse::Shared => {
                 let text = std::mem::take(&mut reply.text);
-                let adapters = &job.adapters;
-                let order = |conversation| Order { conversation, reply: text, adapters: adapters.clone() };
+                let order = |conversation| Order { conversation, reply: text, adapters: lasting };
                 reply.conversation.take().map(order)
             }
             _ => None,
