@@ -68,6 +68,7 @@ pub(crate) enum Need {
     Images,
     Adapters,
     SeveralAdapterSets,
+    Activated,
     HotSwap,
     RefusedAdapters,
     TwoSequences,
@@ -104,6 +105,8 @@ pub struct EngineFixture {
     pub embedding: Option<ReadEmbedding>,
     /// Adapters that can be loaded, at least two, each of which changes the logits.
     pub adapters: Vec<NamedAdapter>,
+    /// Activated adapters of the goldens.
+    pub activated_adapters: Vec<NamedAdapter>,
     /// Adapters that must be refused.
     pub refused_adapters: Vec<RefusedAdapter>,
     /// What the reference implementation computed for this model.
@@ -129,6 +132,7 @@ impl EngineFixture {
             image_names: Vec::new(),
             embedding: None,
             adapters: Vec::new(),
+            activated_adapters: Vec::new(),
             refused_adapters: Vec::new(),
             golden: None,
         })
@@ -182,6 +186,7 @@ impl EngineFixture {
                     let sets = matches!(capability.adapter_mode, AdapterMode::Grouped | AdapterMode::MixedBatch);
                     (adapters && sets, "adapter_mode of several sets")
                 }
+                Need::Activated => (adapters && capability.activated_adapters, "activated_adapters"),
                 Need::HotSwap => (adapters && capability.adapter_hot_swap, "adapter_hot_swap"),
                 Need::RefusedAdapters => (adapters && !self.refused_adapters.is_empty(), "adapters to refuse"),
                 Need::TwoSequences => (capability.max_sequences >= 2, "two sequences"),

@@ -38,6 +38,15 @@ pub struct GoldenAdapter {
     pub name: String,
     /// The factor on its own scale.
     pub scale: f32,
+    /// The first token that it touches, as the reference found it; `None` for an activated adapter that is not invoked.
+    #[serde(default = "from_the_start")]
+    pub active_from: Option<usize>,
+}
+
+// Serde asks for a function.
+#[allow(clippy::unnecessary_wraps)]
+fn from_the_start() -> Option<usize> {
+    Some(0)
 }
 
 /// An image in a case's tokens.
@@ -175,6 +184,15 @@ impl Golden {
             }
         }
         Ok(golden)
+    }
+
+    /// Both, for one configuration: those of its activated adapters are kept apart. No two cases have the same name.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        self.file.cases.extend(other.file.cases);
+        self.file.images.extend(other.file.images);
+        self.tensors.extend(other.tensors);
+        self
     }
 
     /// The cases, in order.

@@ -27,6 +27,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod activation;
 pub mod backend;
 mod case;
 mod engine;

@@ -55,9 +55,12 @@ impl<'f> Rig<'f> {
     }
 
     /// Loads the fixture's adapter of this name.
-    pub(crate) fn adapter_named(&mut self, name: &str) -> Outcome<AdapterKey> {
-        let position = self.fixture.adapters.iter().position(|adapter| adapter.name == name);
-        self.adapter(position.ok_or_else(|| Failure::new(format!("the fixture has no adapter {name}")))?)
+    pub(crate) fn named(&mut self, name: &str) -> Outcome<AdapterInfo> {
+        let fixture = self.fixture;
+        let mut all = fixture.adapters.iter().chain(&fixture.activated_adapters);
+        let adapter = all.find(|adapter| adapter.name == name);
+        let adapter = adapter.ok_or_else(|| Failure::new(format!("the fixture has no adapter {name}")))?;
+        self.load(name, &adapter.files)
     }
 
     // Images.

@@ -52,11 +52,17 @@ pub enum Fault {
     RefusedStepAdvances,
     /// Unloading an adapter drops the sequences that use it.
     UnloadDropsRunning,
+    /// Activated adapters act from the first token on.
+    ActFromTheStart,
+    /// A past goes on with other adapters as soon as it is forked or resumed with them, and not where they become active.
+    ActAtOnce,
+    /// A past that is forked or resumed with other adapters keeps its own.
+    KeepOwnAdapters,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::IgnoreAdapters,
         Self::IgnoreScale,
         Self::KeepOldWeights,
@@ -75,6 +81,9 @@ impl Fault {
         Self::LoseChunkEnd,
         Self::RefusedStepAdvances,
         Self::UnloadDropsRunning,
+        Self::ActFromTheStart,
+        Self::ActAtOnce,
+        Self::KeepOwnAdapters,
     ];
 }
 
@@ -135,6 +144,28 @@ impl Saboteur {
             first_image: None,
             first_generation: HashMap::new(),
             users: HashMap::new(),
+        }
+    }
+
+    /// The adapters that are handed on. `past`: the length of a past that is to go on with them.
+    fn believed(&self, adapters: &AdapterSet, past: Option<usize>) -> Result<AdapterSet> {
+        let bindings = adapters.bindings().iter().cloned();
+        match (self.fault, past) {
+            (Fault::IgnoreAdapters, _) => Ok(AdapterSet::none()),
+            (Fault::IgnoreScale, _) => {
+                AdapterSet::new(bindings.map(|binding| AdapterBinding { scale: 1.0, ..binding }))
+            }
+            (Fault::KeepOldWeights, _) => AdapterSet::new(bindings.map(|binding| {
+                let key = self.first_generation.get(&binding.key.id).map(|info| info.key.clone());
+                AdapterBinding { key: key.unwrap_or_else(|| binding.key.clone()), ..binding }
+            })),
+            (Fault::ActFromTheStart, None) => {
+                AdapterSet::new(bindings.map(|binding| AdapterBinding { active_from: 0, ..binding }))
+            }
+            (Fault::ActFromTheStart | Fault::ActAtOnce, Some(past)) => AdapterSet::new(
+                bindings.map(|binding| AdapterBinding { active_from: binding.active_from.min(past), ..binding }),
+            ),
+            _ => Ok(adapters.clone()),
         }
     }
 
@@ -247,18 +278,7 @@ impl Engine for Saboteur {
     }
 
     fn open(&mut self, adapters: &AdapterSet) -> Result<SeqId> {
-        let bindings = adapters.bindings().iter();
-        let adapters = match self.fault {
-            Fault::IgnoreAdapters => AdapterSet::none(),
-            Fault::IgnoreScale => {
-                AdapterSet::new(bindings.map(|binding| AdapterBinding { scale: 1.0, ..binding.clone() }))?
-            }
-            Fault::KeepOldWeights => AdapterSet::new(bindings.map(|binding| {
-                let key = self.first_generation.get(&binding.key.id).map(|info| info.key.clone());
-                AdapterBinding { key: key.unwrap_or_else(|| binding.key.clone()), ..binding.clone() }
-            }))?,
-            _ => adapters.clone(),
-        };
+        let adapters = self.believed(adapters, None)?;
         let seq = self.inner.open(&adapters)?;
         self.users.insert(seq, adapters);
         Ok(seq)
@@ -326,11 +346,14 @@ impl Engine for Saboteur {
     }
 
     fn fork_with(&mut self, seq: SeqId, adapters: &AdapterSet) -> Result<SeqId> {
-        let own = self.own(seq);
-        let fork = self.inner.fork_with(own, adapters)?;
+        if self.fault == Fault::KeepOwnAdapters {
+            return self.fork(seq);
+        }
         let read = self.read.get(&seq).copied().unwrap_or_default();
+        let adapters = self.believed(adapters, Some(read))?;
+        let fork = self.inner.fork_with(self.own(seq), &adapters)?;
         self.read.insert(fork, read);
-        self.users.insert(fork, adapters.clone());
+        self.users.insert(fork, adapters);
         Ok(fork)
     }
 
@@ -364,9 +387,14 @@ impl Engine for Saboteur {
     }
 
     fn resume_with(&mut self, parked: &Parked, adapters: &AdapterSet) -> Result<SeqId> {
-        let seq = self.inner.resume_with(parked, adapters)?;
+        // Behind a scheduler all pasts are resumed so.
+        if matches!(self.fault, Fault::KeepOwnAdapters | Fault::LeakAnotherPast | Fault::LeakStaleState) {
+            return self.resume(parked);
+        }
+        let adapters = self.believed(adapters, Some(parked.tokens()))?;
+        let seq = self.inner.resume_with(parked, &adapters)?;
         self.read.insert(seq, parked.tokens());
-        self.users.insert(seq, adapters.clone());
+        self.users.insert(seq, adapters);
         Ok(seq)
     }
 

@@ -34,6 +34,9 @@ fn catchers(fault: Fault) -> &'static [&'static str] {
             &["a_bad_token_at_the_end_is_refused_alone", "a_refused_step_leaves_its_sequence"]
         }
         Fault::UnloadDropsRunning => &["unloading_while_a_sequence_runs"],
+        Fault::ActFromTheStart => &["before_it_acts_the_base_model_speaks", "an_activation_while_generating"],
+        Fault::ActAtOnce => &["forking_into_a_persona_before_it_acts", "forking_back_to_the_base_model"],
+        Fault::KeepOwnAdapters => &["forking_into_personas", "one_parked_scene_for_two_personas"],
     }
 }
 
@@ -47,6 +50,7 @@ fn golden_catchers(fault: Fault) -> &'static [&'static str] {
         Fault::DropImage | Fault::BlankImage => &["golden::image-square::logits", "golden::two-images::logits"],
         Fault::ReuseFirstImage | Fault::RestartImage => &[],
         Fault::LoseChunkEnd => &[],
+        Fault::ActFromTheStart => &["golden::activated-middle::logits", "golden::activated-twice::logits"],
         _ => &[],
     }
 }

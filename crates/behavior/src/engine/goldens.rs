@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use consort_core::{AdapterSet, ImageHandle};
+use consort_core::{AdapterBinding, AdapterSet, ImageHandle};
 
 use super::List;
 use crate::case::{Failure, Outcome, ensure};
 use crate::fixture::{EngineFixture, Need};
 use crate::golden::{Golden, GoldenCase};
-use crate::rig::{Rig, differ, first_maximum, set, within};
+use crate::rig::{Rig, differ, first_maximum, within};
 use crate::script::Script;
 
 /// The largest difference of a logit of unit scale to the reference.
@@ -25,6 +25,9 @@ pub(super) fn add(list: &mut List) {
         }
         if !case.adapters.is_empty() {
             needs.push(Need::Adapters);
+        }
+        if case.adapters.iter().any(|adapter| adapter.active_from != Some(0)) {
+            needs.push(Need::Activated);
         }
         let (name, shared) = (case.name.clone(), Arc::clone(&golden));
         list.add(format!("golden::{name}::logits"), &needs, move |fixture| {
@@ -84,12 +87,18 @@ fn script(rig: &mut Rig<'_>, case: &GoldenCase) -> Outcome<Script> {
 }
 
 fn adapters(rig: &mut Rig<'_>, case: &GoldenCase) -> Outcome<AdapterSet> {
-    let mut keys = Vec::new();
+    let mut bindings = Vec::new();
     for adapter in &case.adapters {
-        keys.push((rig.adapter_named(&adapter.name)?, adapter.scale));
+        let info = rig.named(&adapter.name)?;
+        if info.invocation_tokens.is_some() {
+            let found = info.invoked_at(&case.tokens);
+            let expected = adapter.active_from;
+            ensure!(found == expected, "{} is invoked at {found:?}, for PEFT at {expected:?}", adapter.name);
+        }
+        let binding = |active_from| AdapterBinding { key: info.key, scale: adapter.scale, active_from };
+        bindings.extend(adapter.active_from.map(binding));
     }
-    let bindings: Vec<_> = keys.iter().map(|(key, scale)| (key, *scale)).collect();
-    set(&bindings)
+    Ok(AdapterSet::new(bindings)?)
 }
 
 fn logits(fixture: &EngineFixture, golden: &Golden, case: &GoldenCase) -> Outcome {

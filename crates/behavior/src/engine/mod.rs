@@ -1,5 +1,6 @@
 //! The suite for any [`Engine`](consort_core::Engine).
 
+mod activated;
 mod adapters;
 mod batches;
 mod evidence;
@@ -50,6 +51,7 @@ pub fn engine_cases(fixture: &EngineFixture) -> Vec<Case> {
     memory::add(&mut list);
     images::add(&mut list);
     adapters::add(&mut list);
+    activated::add(&mut list);
     extras::add(&mut list);
     goldens::add(&mut list);
     list.cases

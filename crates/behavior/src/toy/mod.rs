@@ -14,15 +14,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use consort_core::{
-    AdapterFiles, AdapterInfo, AdapterKey, AdapterMode, AdapterSet, AdapterSource, Capability, Device, DeviceEvidence,
-    Engine, Error, ErrorKind, ImageHandle, ImageJob, ImageProgress, ImageSource, Logits, MemoryReport, ModelInfo,
-    Parked, Placement, Pooling, Position, Proof, Result, SeqId, SequenceMemory, Step, StepInput, StepOutcome,
-    StepOutput, Ticket, TokenId, Want,
+    AdapterInfo, AdapterKey, AdapterMode, AdapterSet, AdapterSource, Capability, Device, DeviceEvidence, Engine, Error,
+    ErrorKind, ImageHandle, ImageJob, ImageProgress, ImageSource, Logits, MemoryReport, ModelInfo, Parked, Placement,
+    Pooling, Position, Proof, Result, SeqId, SequenceMemory, Step, StepInput, StepOutcome, StepOutput, Ticket, TokenId,
+    Want,
 };
 
 use self::held::{Counter, Held};
 use self::image::{Encoded, Job};
 use self::past::{NODE_BYTES, Past, STATE_BYTES};
+use crate::activation::contents;
 use crate::fixture::{Setup, mix};
 
 const NAME: &str = "hash";
@@ -241,18 +242,6 @@ fn top_k(mut row: Vec<f32>, k: usize, mask: Option<&[u32]>, bias: &[(TokenId, f3
     pairs.into_iter().take(k).map(|(token, logit)| (token as TokenId, logit)).collect()
 }
 
-/// The two files of an adapter.
-fn contents(files: &AdapterFiles) -> Result<(Vec<u8>, Vec<u8>)> {
-    match files {
-        AdapterFiles::Directory(folder) => Ok((
-            crate::golden::read(&folder.join("adapter_config.json"))?,
-            crate::golden::read(&folder.join("adapter_model.safetensors"))?,
-        )),
-        AdapterFiles::Bytes { config, weights } => Ok((config.to_vec(), weights.to_vec())),
-        _ => Err(error(ErrorKind::InvalidAdapter, "adapters of this kind are unknown")),
-    }
-}
-
 impl Engine for HashEngine {
     fn name(&self) -> &'static str {
         NAME
@@ -456,7 +445,9 @@ impl Engine for HashEngine {
         }
         let hash = blake3::hash(&weights);
         let (bytes, key) = (weights.len() as u64, source.key.clone());
-        let loaded = Weights { key: key.clone(), hash: head(&hash), _held: self.adapter_bytes.hold(bytes) };
+        let strength = config.get("lora_alpha").and_then(serde_json::Value::as_f64).unwrap_or_default();
+        let hash = mix(head(&hash) ^ strength.to_bits());
+        let loaded = Weights { key: key.clone(), hash, _held: self.adapter_bytes.hold(bytes) };
         self.adapters.insert(key.clone(), Rc::new(loaded));
         Ok(AdapterInfo { key, rank, layers: 1, bytes, invocation_tokens })
     }

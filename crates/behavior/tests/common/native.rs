@@ -133,8 +133,23 @@ pub fn fixture(model: &str, name: &str, files: &Files, threads: usize) -> Result
         }
     }
     fixture.adapters = adapters(&golden.join(model).join("adapters"))?;
+    let activated = golden.join("activated").join(model);
+    if activated.exists() {
+        let both = Golden::read(&golden.join(model))?.with(Golden::read(&activated)?);
+        fixture.golden = Some(Arc::new(both));
+        fixture.activated_adapters = named(&activated.join("adapters"))?;
+    }
     fixture.refused_adapters = refused(&golden.join(model).join("adapters/all"))?;
     Ok(fixture)
+}
+
+/// Every adapter of a folder, by name.
+fn named(folder: &Path) -> Result<Vec<NamedAdapter>> {
+    let mut names: Vec<String> =
+        io(folder, fs::read_dir(folder))?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.sort();
+    let adapter = |name: String| NamedAdapter { files: AdapterFiles::Directory(folder.join(&name)), name };
+    Ok(names.into_iter().map(adapter).collect())
 }
 
 /// `all` first, then the same turned about, so that there are two at least; then the others.
