@@ -24,7 +24,7 @@ fn register(fixture: Result<BackendFixture>) -> Result<Registered, String> {
 /// The study model: its conversations and its goldens.
 fn etude() -> Option<Result<Registered, String>> {
     let registered = register(scheduled::etude()?).map(|mut registered| {
-        let of_interest = ["the_second_turn", "a_conversation", "greedy_of_the_goldens"];
+        let of_interest = ["the_second_turn", "a_conversation", "greedy_of_the_goldens", "a_room_of_eight_reads"];
         registered.cases.retain(|case| of_interest.iter().any(|name| case.name().starts_with(name)));
         registered
     });

@@ -6,6 +6,7 @@ mod chat;
 mod client;
 mod images;
 mod limits;
+mod rooms;
 mod sampling;
 mod streams;
 
@@ -66,6 +67,8 @@ enum Need {
     Images,
     Adapters,
     HotSwap,
+    Activated,
+    EightSequences,
     Embeddings,
     Memory,
     Golden,
@@ -82,6 +85,8 @@ impl BackendFixture {
                 Need::Images => (capability.image_input && self.engine.images.len() >= 3, "image_input"),
                 Need::Adapters => (adapters, "adapter_mode"),
                 Need::HotSwap => (adapters && capability.adapter_hot_swap, "adapter_hot_swap"),
+                Need::Activated => (adapters && capability.activated_adapters, "activated_adapters"),
+                Need::EightSequences => (capability.max_sequences >= 8, "eight sequences"),
                 Need::Embeddings => (capability.embeddings, "embeddings"),
                 Need::Memory => (self.engine.nature.remembers, "a model with a memory"),
                 Need::Golden => (self.engine.golden.is_some(), "goldens"),
@@ -119,6 +124,7 @@ pub fn backend_cases(fixture: &BackendFixture) -> Vec<Case> {
     limits::add(&mut list);
     cache::add(&mut list);
     adapters::add(&mut list);
+    rooms::add(&mut list);
     images::add(&mut list);
     chat::add(&mut list);
     list.cases
