@@ -13,6 +13,8 @@ use crate::MAX_RANK;
 /// The largest config that is read, in bytes. PEFT writes a few kilobytes.
 pub(crate) const MAX_CONFIG_BYTES: usize = 1 << 20;
 const MAX_PATTERNS: usize = 4096;
+/// Prompts are searched for them, so they are few.
+const MAX_INVOCATION: usize = 256;
 /// Bounds what a pattern compiles to, in bytes: patterns are hostile too.
 const MAX_PATTERN_BYTES: usize = 1 << 16;
 
@@ -48,7 +50,7 @@ struct Raw {
     #[serde(default)]
     base_model_name_or_path: Value,
     #[serde(default)]
-    alora_invocation_tokens: Option<Vec<u32>>,
+    alora_invocation_tokens: Value,
     #[serde(default)]
     bias: Option<String>,
     #[serde(flatten)]
@@ -146,11 +148,7 @@ impl PeftConfig {
                 .collect::<Result<_>>()?,
             _ => return Err(invalid("this is neither text nor a list").with_context("key", "target_modules")),
         };
-        let invocation_tokens = raw.alora_invocation_tokens;
-        if invocation_tokens.as_ref().is_some_and(Vec::is_empty) {
-            return Err(invalid("an activated adapter needs at least one invocation token")
-                .with_context("key", "alora_invocation_tokens"));
-        }
+        let invocation_tokens = invocation(&raw.alora_invocation_tokens)?;
         Ok(Self {
             rank,
             alpha,
@@ -188,7 +186,11 @@ impl PeftConfig {
         self.base_model.as_deref()
     }
 
-    /// `alora_invocation_tokens`: the tokens from which an activated adapter (aLoRA) is active; `None` for an ordinary one.
+    /// `alora_invocation_tokens`: the tokens from which an activated adapter (aLoRA; Greenewald et al., "Activated LoRA",
+    /// 2025) is active; `None` for an ordinary one.
+    ///
+    /// As PEFT does it: the last place in the prompt where they stand counts, the adapter acts from the first of them on and
+    /// on all that is generated, and where they do not stand it does not act at all. What is generated is not searched.
     #[must_use]
     pub fn invocation_tokens(&self) -> Option<&[u32]> {
         self.invocation_tokens.as_deref()
@@ -217,6 +219,27 @@ fn asks(value: &Value) -> bool {
         Value::Object(map) => !map.is_empty(),
         Value::Number(number) => number.as_f64() != Some(0.0),
         Value::Bool(true) | Value::String(_) => true,
+    }
+}
+
+/// `alora_invocation_tokens`: absent, or 1 to [`MAX_INVOCATION`] token ids.
+fn invocation(value: &Value) -> Result<Option<Vec<u32>>> {
+    let refuse = |message: String| Err(invalid(message).with_context("key", "alora_invocation_tokens"));
+    let list = match value {
+        Value::Null => return Ok(None),
+        Value::Array(list) => list,
+        _ => return refuse("the invocation tokens are no list".into()),
+    };
+    if list.is_empty() || list.len() > MAX_INVOCATION {
+        return refuse(format!(
+            "an activated adapter needs 1 to {MAX_INVOCATION} invocation tokens, and this one has {}",
+            list.len()
+        ));
+    }
+    let token = |value: &Value| value.as_u64().and_then(|token| u32::try_from(token).ok());
+    match list.iter().map(token).collect::<Option<Vec<_>>>() {
+        Some(tokens) => Ok(Some(tokens)),
+        None => refuse("an invocation token is no token id".into()),
     }
 }
 

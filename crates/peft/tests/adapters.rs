@@ -152,6 +152,10 @@ fn an_activated_adapter_tells_its_tokens() {
     let adapter =
         PeftAdapter::from_parts(&config(r#", "alora_invocation_tokens": [5, 6]"#), &weights(&[(UP, 2)])).unwrap();
     assert_eq!(adapter.invocation_tokens(), Some(&[5, 6][..]));
+    let most = vec!["4294967295"; 256].join(",");
+    let config = config(&format!(r#", "alora_invocation_tokens": [{most}]"#));
+    let adapter = PeftAdapter::from_parts(&config, &weights(&[(UP, 2)])).unwrap();
+    assert_eq!(adapter.invocation_tokens(), Some(&[u32::MAX; 256][..]));
 }
 
 fn refused(config: &[u8], weights: &[u8], because: &str) {
@@ -183,7 +187,13 @@ fn what_is_not_supported_is_refused_by_name() {
         (r#""alpha_pattern": {"(": 1}"#, "does not compile"),
         (r#""alpha_pattern": {"((a{1000}){1000}){1000}": 1}"#, "does not compile"),
         (r#""rank_pattern": {"up_proj": 4}"#, "the tensor's rank is 2, but the config says 4"),
-        (r#""alora_invocation_tokens": []"#, "at least one"),
+        (r#""alora_invocation_tokens": []"#, "needs 1 to 256"),
+        (r#""alora_invocation_tokens": "5, 6""#, "no list"),
+        (r#""alora_invocation_tokens": [5, -6]"#, "no token id"),
+        (r#""alora_invocation_tokens": [5, 6.5]"#, "no token id"),
+        (r#""alora_invocation_tokens": [4294967296]"#, "no token id"),
+        (r#""alora_invocation_tokens": [[5]]"#, "no token id"),
+        (r#""alora_invocation_tokens": {"5": 6}"#, "no list"),
         (r#""target_modules": 7"#, "neither text nor a list"),
     ] {
         let base: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&config("")).unwrap();
@@ -191,6 +201,8 @@ fn what_is_not_supported_is_refused_by_name() {
         merged.extend(serde_json::from_str::<BTreeMap<String, serde_json::Value>>(&format!("{{{extra}}}")).unwrap());
         refused(&serde_json::to_vec(&merged).unwrap(), &good, because);
     }
+    let many = vec!["7"; 257].join(",");
+    refused(&config(&format!(r#", "alora_invocation_tokens": [{many}]"#)), &good, "this one has 257");
     refused(b"{", &good, "does not parse");
     refused(&vec![b' '; (1 << 20) + 1], &good, "bytes, more than");
     refused(&config(""), b"junk", "not safetensors");
@@ -251,7 +263,9 @@ fn check(config: &[u8], weights: &[u8], what: &str) {
 
 #[test]
 fn damaged_files_end_in_a_typed_error() {
-    let config = config(r#", "rank_pattern": {"up_proj": 2}, "alpha_pattern": {".*qkv": 4}"#);
+    let config = config(
+        r#", "rank_pattern": {"up_proj": 2}, "alpha_pattern": {".*qkv": 4}, "alora_invocation_tokens": [5, 6, 70000]"#,
+    );
     let weights = weights(&[(UP, 2), (QKV, 2)]);
     for length in 0..weights.len() {
         check(&config, &weights[..length], &format!("the first {length} bytes"));
@@ -287,10 +301,13 @@ fn damaged_files_end_in_a_typed_error() {
 fn adapters_that_peft_saved_are_read() {
     let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../behavior/golden");
     let mut read = 0;
-    for model in ["plain", "untied", "grouped2", "grouped3", "heads", "deep"] {
+    let ordinary = ["plain", "untied", "grouped2", "grouped3", "heads", "deep"].map(|model| (model, false));
+    let activated = ["activated/plain", "activated/grouped2", "activated/heads"].map(|model| (model, true));
+    for (model, activated) in ordinary.into_iter().chain(activated) {
         for entry in std::fs::read_dir(golden.join(model).join("adapters")).unwrap() {
             let folder = entry.unwrap().path();
             let adapter = PeftAdapter::open(&folder).unwrap();
+            assert_eq!(adapter.invocation_tokens().is_some(), activated, "{}", folder.display());
             assert!(adapter.deltas().len() > 0, "{}", folder.display());
             for delta in adapter.deltas() {
                 let linear = delta.path().starts_with("linear_attn.");
@@ -304,5 +321,5 @@ fn adapters_that_peft_saved_are_read() {
             read += 1;
         }
     }
-    assert!(read >= 20, "{read}");
+    assert!(read >= 24, "{read}");
 }
