@@ -40,6 +40,9 @@ pub enum Command {
     /// Turn a Hugging Face Qwen3.5 directory into GGUF and mmproj.
     #[command(after_help = "Example:\n  consort convert --type q8_0 --output out/ models/etude")]
     Convert(ConvertArgs),
+    /// Make a GGUF file smaller.
+    #[command(after_help = crate::quantize::HELP)]
+    Quantize(crate::quantize::QuantizeArgs),
     /// Measure. Writes a report beside the machine's stream rate.
     Bench(BenchArgs),
 }

@@ -12,6 +12,7 @@ mod exit;
 mod inspect;
 mod output;
 mod picture;
+mod quantize;
 mod run;
 mod session;
 
@@ -28,6 +29,7 @@ fn main() -> std::process::ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Convert(args) => convert::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Bench(args) => bench::run(args),
     };
     exit::code(outcome)
