@@ -1,7 +1,7 @@
 //! Makes model files. So far: [`convert`], from a Hugging Face Qwen3.5 directory to GGUF.
 //!
-//! The result is what llama.cpp's converter writes for the architecture `qwen35`, in names, order, shapes, types and
-//! metadata: a text model `<name>-<TYPE>.gguf` and, where the checkpoint sees, a vision projector
+//! The result is what llama.cpp's converter writes for the architectures `qwen35` and `qwen35moe`, in names, order, shapes, types
+//! and metadata: a text model `<name>-<TYPE>.gguf` and, where the checkpoint sees, a vision projector
 //! `mmproj-<name>-<TYPE>.gguf`. Tensors stream from the mapped safetensors to the output, so that memory use does not grow
 //! with the model. The few differences from that converter are listed at [`convert`].
 //!
@@ -23,6 +23,7 @@ mod config;
 mod convert;
 mod hf;
 mod plan;
+mod sources;
 mod text;
 mod tokenizer;
 mod vision;
