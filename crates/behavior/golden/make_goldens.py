@@ -4,6 +4,7 @@
     python make_goldens.py                    all tiny configurations, into the folder of this script
     python make_goldens.py --etude DIR        the goldens of the study model that lies in DIR
     python make_goldens.py --activated        those of activated adapters alone, for the models that lie here
+    python make_goldens.py --drafts DIR       what the multi-token prediction layers draft, that of the study model in DIR too
     python make_goldens.py --check            writes both kinds anew elsewhere and compares with what is here
                                               (of the study model only if --etude is given too)
 
@@ -38,7 +39,7 @@ torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from maker import activated, etude, pictures, suite, tiny, vocabulary, writing  # noqa: E402
+from maker import activated, drafts, etude, pictures, suite, tiny, vocabulary, writing  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 
@@ -101,6 +102,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--etude", type=Path, metavar="DIR", help="write the goldens of the study model in DIR")
     parser.add_argument("--activated", action="store_true", help="write only those of activated adapters, for the models here")
+    parser.add_argument("--drafts", type=Path, metavar="DIR", help="write the drafts of the study model in DIR and of the kept tiny ones")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", choices=[t.name for t in tiny.CONFIGURATIONS],
                         help="only this tiny configuration (may be given several times)")
     parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: beside this script)")
@@ -111,9 +113,11 @@ def main() -> int:
         made = Path(scratch)
         if given.etude:
             etude.write(given.etude.resolve(), made / "etude")
+        if given.drafts:
+            drafts.write(HERE, given.drafts.resolve(), made / "drafts")
         if given.activated:
             write_activated(made, kept, given.only)
-        elif given.check or given.only or not given.etude:
+        elif given.check or given.only or not (given.etude or given.drafts):
             write_tiny(made, kept, given.only)
             write_activated(made, made, [shape.name for shape in tiny.CONFIGURATIONS if (made / shape.name).exists()])
         if given.check:

@@ -34,7 +34,7 @@ fn etude() -> Option<Result<Registered, String>> {
 fn main() -> ExitCode {
     let profile = Profile::read(&common::folder("profiles/default.toml"));
     let mut backends = vec![register(scheduled::parrot()), register(scheduled::hash(None))];
-    backends.extend(["plain", "grouped2", "deep"].map(|model| register(scheduled::native(model))));
+    backends.extend(["plain", "grouped2", "deep", "moe"].map(|model| register(scheduled::native(model))));
     backends.extend(etude());
     run(SuiteKind::Backends, profile, backends)
 }

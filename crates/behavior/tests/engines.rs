@@ -22,22 +22,22 @@ fn whole(fixture: Result<EngineFixture>) -> Result<Registered> {
     Ok(registered(&fixture, cases))
 }
 
-/// A configuration of the goldens with exact weights: the whole suite. One of them computes with two threads.
+/// A configuration of the goldens with exact weights: the whole suite. Two of them compute with two threads.
 fn configuration(model: &str) -> Result<Registered> {
     let files = native::converted(model, OutputType::F32)?;
-    let threads = if model == "plain" { 2 } else { 1 };
+    let threads = if ["plain", "moe"].contains(&model) { 2 } else { 1 };
     let mut all = whole(native::fixture(model, model, &files, threads))?;
-    if model == "grouped2" {
+    if ["grouped2", "moe"].contains(&model) {
         all.cases.extend(hostile::cases(&native::converted(model, OutputType::BF16)?));
     }
     Ok(all)
 }
 
 /// A file of another type: the goldens where it holds the same numbers, and always its own dequantized file.
-fn stored_as(kind: OutputType) -> Result<Registered> {
-    let files = native::converted("plain", kind)?;
-    let fixture = native::fixture("plain", &format!("plain-{kind}").to_lowercase(), &files, 1)?;
-    let reference = native::fixture("plain", "dequantized", &native::dequantized(&files)?, 1)?;
+fn stored_as((model, kind): (&str, OutputType)) -> Result<Registered> {
+    let files = native::converted(model, kind)?;
+    let fixture = native::fixture(model, &format!("{model}-{kind}").to_lowercase(), &files, 1)?;
+    let reference = native::fixture(model, "dequantized", &native::dequantized(&files)?, 1)?;
     let mut cases = pair_cases(&fixture, &reference);
     if kind != OutputType::Q8_0 {
         cases.extend(engine_cases(&fixture).into_iter().filter(|case| case.name().starts_with("golden::")));
@@ -59,7 +59,8 @@ fn main() -> ExitCode {
     let profile = Profile::read(&common::folder("profiles/default.toml"));
     let mut engines = vec![whole(common::parrot()), whole(common::hash())];
     engines.extend(native::MODELS.map(configuration));
-    engines.extend([OutputType::F16, OutputType::BF16, OutputType::Q8_0].map(stored_as));
+    let stored = [OutputType::F16, OutputType::BF16, OutputType::Q8_0].map(|kind| ("plain", kind));
+    engines.extend(stored.into_iter().chain([("moe", OutputType::BF16)]).map(stored_as));
     engines.extend(etude());
     let engines = engines.into_iter().map(|engine| engine.map_err(|error| error.to_string())).collect();
     run(SuiteKind::Engines, profile, engines)

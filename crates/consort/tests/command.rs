@@ -139,6 +139,8 @@ fn inspect_and_doctor_tell() {
     let model = json(&["inspect", "--json", "--tensors", "models/etude/gguf/etude-Q8_0.gguf"]);
     assert_eq!(model["metadata"]["general.architecture"], "qwen35");
     assert!(model["tensors"].as_array().unwrap().iter().any(|tensor| tensor["name"] == "token_embd.weight"));
+    assert_eq!((&model["drafts"]["block"], &model["drafts"]["tensors"]), (&Value::from(4), &Value::from(15)));
+    assert!(model["drafts"]["bytes"].as_u64().unwrap() > 100_000 && model["experts"].is_null());
     let adapter = json(&["inspect", "--json", "models/etude/adapters/pirate"]);
     assert!(
         adapter["modules"].as_array().unwrap().iter().any(|m| m["module"].as_str().unwrap().contains("linear_attn"))

@@ -12,6 +12,7 @@ use crate::checkpoint::{Shards, Source, invalid, read_json, read_json_if_there};
 use crate::config::{ConvertConfig, ConvertReport, OutputType, Overwrite, WrittenFile};
 use crate::hf::{Head, ModelConfig};
 use crate::plan::{Expected, Output};
+use crate::sources::{Found, gathered};
 use crate::{text, tokenizer, vision};
 
 /// Converts a Hugging Face Qwen3.5 directory to GGUF: the text model and, where there is a vision tower, the projector.
@@ -28,13 +29,13 @@ use crate::{text, tokenizer, vision};
 /// # Errors
 /// [`ErrorKind::NotFound`] and [`ErrorKind::Io`]; [`ErrorKind::InvalidModel`], [`ErrorKind::InvalidTokenizer`] and
 /// [`ErrorKind::InvalidTemplate`] for a malformed checkpoint; [`ErrorKind::Unsupported`] for what is not converted (other
-/// families, mixture of experts, quantized checkpoints); [`ErrorKind::InvalidConfig`] for a file that is there already and
+/// families, quantized checkpoints); [`ErrorKind::InvalidConfig`] for a file that is there already and
 /// must not be overwritten.
 pub fn convert(config: &ConvertConfig) -> Result<ConvertReport> {
     let root: Map<String, Json> = read_json(&config.source.join("config.json"))?;
     let mut model = ModelConfig::parse(&root).map_err(|error| in_source(error, config))?;
     let shards = Shards::open(&config.source)?;
-    let mut text_sources = Vec::new();
+    let mut text_sources: Vec<(String, Source<'_>)> = Vec::new();
     let mut vision_sources = Vec::new();
     for source in shards.tensors()? {
         match part(&source.name) {
@@ -54,7 +55,9 @@ pub fn convert(config: &ConvertConfig) -> Result<ConvertReport> {
         // A tied head that is stored nevertheless is the embedding once more.
         text_sources.retain(|(name, _)| name != "lm_head.weight");
     }
-    let has_mtp = text_sources.iter().any(|(name, _)| name.starts_with("mtp."));
+    let text_sources = gathered(text_sources).map_err(|error| in_source(error, config))?;
+    let vision_sources: Vec<Found<'_>> = vision_sources.into_iter().map(Found::one).collect();
+    let has_mtp = text_sources.iter().any(|found| found.name.starts_with("mtp."));
     let mtp_layers = if has_mtp { model.text.mtp_layers } else { 0 };
     if mtp_layers < model.text.mtp_layers {
         tracing::warn!("the checkpoint lacks the multi-token prediction tensors that its config announces");
@@ -76,8 +79,9 @@ pub fn convert(config: &ConvertConfig) -> Result<ConvertReport> {
     }
     fs::create_dir_all(&config.output).map_err(|source| Error::io(&config.output, source))?;
 
-    let text_plan =
-        matched(text::tensors(&model.text, mtp_layers > 0), &text_sources).map_err(|e| in_source(e, config))?;
+    let is_there = |name: &str| text_sources.iter().any(|found| found.name == name);
+    let expected = text::tensors(&model.text, mtp_layers > 0, &is_there);
+    let text_plan = matched(expected, &text_sources).map_err(|e| in_source(e, config))?;
     let sampling = sampling(&config.source);
     let mut head = head("model", &sampling, &name, &text_plan);
     head.extend(text::metadata(&model.text, config.text_type, mtp_layers));
@@ -100,7 +104,7 @@ pub fn convert(config: &ConvertConfig) -> Result<ConvertReport> {
         }
     };
 
-    let text = write(text::ARCHITECTURE, head, &text_plan, config.text_type, text_path)?;
+    let text = write(model.text.architecture(), head, &text_plan, config.text_type, text_path)?;
     let mmproj = match projector {
         Some((keys, plan)) => Some(write("clip", keys, &plan, config.mmproj_type, mmproj_path)?),
         None => None,
@@ -133,21 +137,23 @@ fn part(name: &str) -> Part<'_> {
 }
 
 /// An output tensor with its source.
-type Planned<'a> = (Output, &'a Source<'a>);
+type Planned<'a> = (Output, &'a Found<'a>);
 
 /// Brings what is expected and what is there together, in the order of the checkpoint.
-fn matched<'a>(expected: Vec<Expected>, sources: &'a [(String, Source<'a>)]) -> Result<Vec<Planned<'a>>> {
+fn matched<'a>(expected: Vec<Expected>, sources: &'a [Found<'a>]) -> Result<Vec<Planned<'a>>> {
     let mut expected: HashMap<String, Expected> =
         expected.into_iter().map(|tensor| (tensor.source.clone(), tensor)).collect();
     let mut plan = Vec::new();
-    for (name, source) in sources {
-        let Some(tensor) = expected.remove(name) else {
-            return Err(invalid("the config implies no such tensor").with_context("tensor", &source.name));
+    for source in sources {
+        let Some(tensor) = expected.remove(&source.name) else {
+            return Err(invalid("the config implies no such tensor").with_context("tensor", source.shown()));
         };
-        let shape: Vec<u64> = source.view.shape().iter().map(|&dim| dim as u64).collect();
-        if shape != tensor.shape {
-            return Err(invalid(format!("the tensor's shape is {shape:?}, the config implies {:?}", tensor.shape))
-                .with_context("tensor", &source.name));
+        if source.shape != tensor.shape {
+            return Err(invalid(format!(
+                "the tensor's shape is {:?}, the config implies {:?}",
+                source.shape, tensor.shape
+            ))
+            .with_context("tensor", source.shown()));
         }
         plan.extend(tensor.outputs.into_iter().map(|output| (output, source)));
     }
@@ -174,7 +180,10 @@ fn write(
         let kind = output.kind(asked);
         parameters += output.elements();
         writer.add_tensor(&output.name, &output.dims, kind, move |sink| {
-            output.write(&source.view, kind, sink).map_err(|error| error.with_context("source", &source.name))
+            source.parts.iter().try_for_each(|part| {
+                let from = (&part.view, source.parts.len());
+                output.write(from, kind, sink).map_err(|error| error.with_context("source", &part.name))
+            })
         })?;
     }
     writer.write_to(&path)?;

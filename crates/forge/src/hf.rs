@@ -16,7 +16,7 @@ pub(crate) struct TextConfig {
     pub(crate) vocabulary: u64,
     pub(crate) context: u64,
     pub(crate) hidden: u64,
-    pub(crate) mlp: u64,
+    pub(crate) network: Network,
     pub(crate) layers: u64,
     pub(crate) heads: u64,
     pub(crate) kv_heads: u64,
@@ -38,6 +38,25 @@ pub(crate) struct TextConfig {
     pub(crate) mtp_layers: u64,
 }
 
+/// What follows the mixer in each layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// One network.
+    Dense { width: u64 },
+    /// A mixture of experts.
+    Experts {
+        count: u64,
+        /// How many a token goes through.
+        used: u64,
+        /// Of each.
+        width: u64,
+        /// Of the one that every token goes through.
+        shared: u64,
+        /// A width that nothing has, where the config states one nevertheless.
+        stated: Option<u64>,
+    },
+}
+
 /// Where the output head's weights are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Head {
@@ -54,6 +73,14 @@ impl TextConfig {
     pub(crate) fn settle_head(&mut self, stored: bool) {
         if self.head == Head::Contradicted {
             self.head = if stored { Head::Own } else { Head::Tied };
+        }
+    }
+
+    /// The architecture's name in metadata.
+    pub(crate) fn architecture(&self) -> &'static str {
+        match self.network {
+            Network::Dense { .. } => "qwen35",
+            Network::Experts { .. } => "qwen35moe",
         }
     }
 
@@ -97,13 +124,13 @@ impl ModelConfig {
             .and_then(Value::as_str)
             .or_else(|| root.get("model_type").and_then(Value::as_str))
             .unwrap_or("unnamed");
-        match architecture {
-            "Qwen3_5ForConditionalGeneration" | "Qwen3_5ForCausalLM" | "qwen3_5" | "qwen3_5_text" => {}
+        let network = match architecture {
+            "Qwen3_5ForConditionalGeneration" | "Qwen3_5ForCausalLM" | "qwen3_5" | "qwen3_5_text" => dense,
             "Qwen3_5MoeForConditionalGeneration" | "Qwen3_5MoeForCausalLM" | "qwen3_5_moe" | "qwen3_5_moe_text" => {
-                return Err(unsupported("mixture-of-experts checkpoints are not converted yet", architecture));
+                experts
             }
             other => return Err(unsupported("only checkpoints of the Qwen3.5 family are converted", other)),
-        }
+        };
         if root.get("quantization_config").is_some_and(|value| !value.is_null()) {
             return Err(unsupported(
                 "the checkpoint is quantized already; convert from the unquantized one",
@@ -116,7 +143,8 @@ impl ModelConfig {
             Some(own) => Some(vision(&Keys { own, outer: None, section: "vision_config" })?),
             None => None,
         };
-        let text = text_config(&text)?;
+        let network = network(&text)?;
+        let text = text_config(&text, network)?;
         if let Some(vision) = &vision
             && vision.output != text.hidden
         {
@@ -176,7 +204,33 @@ impl Keys<'_> {
     }
 }
 
-fn text_config(keys: &Keys<'_>) -> Result<TextConfig> {
+fn dense(keys: &Keys<'_>) -> Result<Network> {
+    Ok(Network::Dense { width: keys.dimension("intermediate_size")? })
+}
+
+fn experts(keys: &Keys<'_>) -> Result<Network> {
+    let (count, used) = (keys.dimension("num_experts")?, keys.dimension("num_experts_per_tok")?);
+    if used > count {
+        return Err(invalid(format!("a token cannot go through {used} of {count} experts"))
+            .with_context("key", keys.name("num_experts_per_tok")));
+    }
+    // transformers always divides the chosen weights by their sum.
+    if keys.get("norm_topk_prob").and_then(Value::as_bool) == Some(false) {
+        return Err(unsupported("only experts whose weights sum to one are converted", "norm_topk_prob"));
+    }
+    if keys.get("mlp_only_layers").and_then(Value::as_array).is_some_and(|layers| !layers.is_empty()) {
+        return Err(unsupported("layers without experts among layers with are not converted", "mlp_only_layers"));
+    }
+    Ok(Network::Experts {
+        count,
+        used,
+        width: keys.dimension("moe_intermediate_size")?,
+        shared: keys.dimension("shared_expert_intermediate_size")?,
+        stated: keys.get("intermediate_size").map(|_| keys.dimension("intermediate_size")).transpose()?,
+    })
+}
+
+fn text_config(keys: &Keys<'_>, network: Network) -> Result<TextConfig> {
     let layers = keys.dimension("num_hidden_layers")?;
     let head_dim = keys.dimension("head_dim")?;
     let empty = Map::new();
@@ -226,7 +280,7 @@ fn text_config(keys: &Keys<'_>) -> Result<TextConfig> {
             })?,
         },
         hidden: keys.dimension("hidden_size")?,
-        mlp: keys.dimension("intermediate_size")?,
+        network,
         layers,
         heads: keys.dimension("num_attention_heads")?,
         kv_heads: keys.dimension("num_key_value_heads")?,

@@ -1,8 +1,8 @@
 //! Makes model files: [`convert`], from a Hugging Face Qwen3.5 directory to GGUF, and [`quantize`], from a GGUF file to a
 //! smaller one.
 //!
-//! The result of a conversion is what llama.cpp's converter writes for the architecture `qwen35`, in names, order, shapes,
-//! types and metadata: a text model `<name>-<TYPE>.gguf` and, where the checkpoint sees, a vision projector
+//! The result of a conversion is what llama.cpp's converter writes for the architectures `qwen35` and `qwen35moe`, in names, order, shapes, types
+//! and metadata: a text model `<name>-<TYPE>.gguf` and, where the checkpoint sees, a vision projector
 //! `mmproj-<name>-<TYPE>.gguf`. Tensors stream from the mapped safetensors to the output, so that memory use does not grow
 //! with the model. The few differences from that converter are listed at [`convert`].
 //!
@@ -40,6 +40,7 @@ mod convert;
 mod hf;
 mod plan;
 mod quantize;
+mod sources;
 mod text;
 mod tokenizer;
 mod vision;

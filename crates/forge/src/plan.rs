@@ -59,6 +59,8 @@ pub(crate) enum Rows {
     EverySecond(u64),
     /// Value heads change their order.
     Heads(HeadOrder),
+    /// Of every `2 · of` rows the `of` that begin at `start`: gate or up of each expert.
+    Half { start: u64, of: u64 },
 }
 
 /// The order of value heads, where several share a key head. Checkpoints group them by key head, GGUF tiles them: value
@@ -131,12 +133,18 @@ impl Output {
         }
     }
 
-    /// Streams the tensor from `view`, whose shape was checked, into `sink`.
-    pub(crate) fn write(&self, view: &TensorView<'_>, kind: TensorType, sink: &mut TensorSink<'_>) -> Result<()> {
+    /// Streams the tensor into `sink`: from `view`, whose shape was checked, or where it is stacked, the part that `view` is of
+    /// `parts` of one shape.
+    pub(crate) fn write(
+        &self,
+        (view, parts): (&TensorView<'_>, usize),
+        kind: TensorType,
+        sink: &mut TensorSink<'_>,
+    ) -> Result<()> {
         let decode = Decoder::of(view.dtype())?;
         let row_len = usize::try_from(self.row_len).map_err(|_| too_large())?;
         let row_bytes = row_len.checked_mul(decode.bytes).ok_or_else(too_large)?;
-        let rows = self.elements() / self.row_len.max(1);
+        let rows = self.elements() / self.row_len.max(1) / (parts as u64).max(1);
         let batch_rows = (BATCH / row_len.max(1)).max(1) as u64;
         let (mut numbers, mut row, mut encoded) = (Vec::new(), vec![0.0; row_len], Vec::new());
         let mut first = 0;
@@ -148,6 +156,7 @@ impl Output {
                     Rows::Same => i,
                     Rows::EverySecond(slice) => 2 * i + slice,
                     Rows::Heads(order) => order.source(i),
+                    Rows::Half { start, of } => i / of * 2 * of + start + i % of,
                 };
                 let bytes = usize::try_from(from)
                     .ok()

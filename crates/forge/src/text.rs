@@ -3,21 +3,20 @@
 use consort_gguf::{Array, Value};
 
 use crate::config::OutputType;
-use crate::hf::{Head, TextConfig};
+use crate::hf::{Head, Network, TextConfig};
 use crate::plan::{Expected, HeadOrder, NumberMap, Output, Precision, Rows};
-
-/// The architecture's name in metadata.
-pub(crate) const ARCHITECTURE: &str = "qwen35";
 
 /// Collects the expected tensors of the text model.
 struct Table<'a> {
     config: &'a TextConfig,
+    is_there: &'a dyn Fn(&str) -> bool,
     all: Vec<Expected>,
 }
 
-/// Every tensor of the text model. `mtp` tells whether the multi-token prediction layer is there.
-pub(crate) fn tensors(config: &TextConfig, mtp: bool) -> Vec<Expected> {
-    let mut table = Table { config, all: Vec::new() };
+/// Every tensor of the text model. `mtp` tells whether the multi-token prediction layer is there, `is_there` whether the
+/// checkpoint has a tensor: experts are stored in two ways.
+pub(crate) fn tensors(config: &TextConfig, mtp: bool, is_there: &dyn Fn(&str) -> bool) -> Vec<Expected> {
+    let mut table = Table { config, is_there, all: Vec::new() };
     let hidden = config.hidden;
     table.same("embed_tokens.weight", "token_embd.weight", &[config.vocabulary, hidden]);
     table.norm("norm.weight", "output_norm.weight", hidden);
@@ -59,18 +58,56 @@ impl Table<'_> {
         self.add(source, &[width], Output { map: NumberMap::PlusOne, ..Output::same(name, &[width]) });
     }
 
-    /// What linear and full attention layers share: the norms around, and the MLP.
+    /// What linear and full attention layers share: the norms around, and the network.
     fn around(&mut self, from: &str, to: &str) {
-        let (hidden, mlp) = (self.config.hidden, self.config.mlp);
+        let hidden = self.config.hidden;
         self.norm(&format!("{from}.input_layernorm.weight"), &format!("{to}.attn_norm.weight"), hidden);
         self.norm(
             &format!("{from}.post_attention_layernorm.weight"),
             &format!("{to}.post_attention_norm.weight"),
             hidden,
         );
-        self.same(&format!("{from}.mlp.gate_proj.weight"), &format!("{to}.ffn_gate.weight"), &[mlp, hidden]);
-        self.same(&format!("{from}.mlp.up_proj.weight"), &format!("{to}.ffn_up.weight"), &[mlp, hidden]);
-        self.same(&format!("{from}.mlp.down_proj.weight"), &format!("{to}.ffn_down.weight"), &[hidden, mlp]);
+        match self.config.network {
+            Network::Dense { width } => self.network(&format!("{from}.mlp"), to, "", width),
+            Network::Experts { count, width, shared, .. } => {
+                self.network(&format!("{from}.mlp.shared_expert"), to, "_shexp", shared);
+                self.experts(&format!("{from}.mlp"), to, count, width);
+            }
+        }
+    }
+
+    /// The three matrices of one network.
+    fn network(&mut self, from: &str, to: &str, suffix: &str, width: u64) {
+        let hidden = self.config.hidden;
+        for (part, shape) in [("gate", [width, hidden]), ("up", [width, hidden]), ("down", [hidden, width])] {
+            self.same(&format!("{from}.{part}_proj.weight"), &format!("{to}.ffn_{part}{suffix}.weight"), &shape);
+        }
+    }
+
+    /// The router, the shared expert's gate, and the experts: in the checkpoint each one's matrices by themselves, or gate and
+    /// up together and those of all experts in one tensor.
+    fn experts(&mut self, from: &str, to: &str, count: u64, width: u64) {
+        let hidden = self.config.hidden;
+        for (part, name, rows) in [("gate", "ffn_gate_inp", count), ("shared_expert_gate", "ffn_gate_inp_shexp", 1)] {
+            let shape = [rows, hidden];
+            let router = Output { precision: Precision::Full, ..Output::same(format!("{to}.{name}.weight"), &shape) };
+            self.add(&format!("{from}.{part}.weight"), &shape, router);
+        }
+        let name = |part: &str| format!("{to}.ffn_{part}_exps.weight");
+        self.same(&format!("{from}.experts.down_proj"), &name("down"), &[count, hidden, width]);
+        let shape = [count, width, hidden];
+        let both = format!("{from}.experts.gate_up_proj");
+        if (self.is_there)(&both) {
+            let half = |part: &str, start| Output {
+                rows: Rows::Half { start, of: width },
+                ..Output::same(name(part), &shape)
+            };
+            let outputs = vec![half("gate", 0), half("up", width)];
+            self.all.push(Expected { source: both, shape: vec![count, 2 * width, hidden], outputs });
+        } else {
+            self.same(&format!("{from}.experts.gate_proj"), &name("gate"), &shape);
+            self.same(&format!("{from}.experts.up_proj"), &name("up"), &shape);
+        }
     }
 
     fn full_attention(&mut self, from: &str, to: &str) {
@@ -133,15 +170,32 @@ pub(crate) fn metadata(config: &TextConfig, asked: OutputType, mtp_layers: u64) 
         ("block_count", number(config.layers + mtp_layers)),
         ("context_length", number(config.context)),
         ("embedding_length", number(config.hidden)),
-        ("feed_forward_length", number(config.mlp)),
+    ];
+    if let Network::Dense { width } | Network::Experts { stated: Some(width), .. } = config.network {
+        keys.push(("feed_forward_length", number(width)));
+    }
+    keys.extend([
         ("attention.head_count", number(config.heads)),
         ("attention.head_count_kv", number(config.kv_heads)),
         ("rope.dimension_sections", Value::Array(Array::I32(sections))),
         ("rope.freq_base", Value::F32(config.rope_base)),
         ("attention.layer_norm_rms_epsilon", Value::F32(config.rms_epsilon)),
+    ]);
+    if let Network::Experts { count, used, .. } = config.network {
+        keys.extend([("expert_count", number(count)), ("expert_used_count", number(used))]);
+    }
+    keys.extend([
         ("attention.key_length", number(config.head_dim)),
         ("attention.value_length", number(config.head_dim)),
         ("", Value::U32(asked.file_type())),
+    ]);
+    if let Network::Experts { width, shared, .. } = config.network {
+        keys.extend([
+            ("expert_feed_forward_length", number(width)),
+            ("expert_shared_feed_forward_length", number(shared)),
+        ]);
+    }
+    keys.extend([
         ("ssm.conv_kernel", number(config.conv_kernel)),
         ("ssm.state_size", number(config.key_dim)),
         ("ssm.group_count", number(config.key_heads)),
@@ -149,7 +203,7 @@ pub(crate) fn metadata(config: &TextConfig, asked: OutputType, mtp_layers: u64) 
         ("ssm.inner_size", number(config.value_dim * config.value_heads)),
         ("full_attention_interval", number(config.full_attention_interval)),
         ("rope.dimension_count", number(config.rope_dimensions)),
-    ];
+    ]);
     if let Some(linear) = &config.irregular {
         let mut recurrent = linear.clone();
         recurrent.resize((config.layers + mtp_layers) as usize, false);
@@ -161,7 +215,7 @@ pub(crate) fn metadata(config: &TextConfig, asked: OutputType, mtp_layers: u64) 
     keys.into_iter()
         .map(|(key, value)| match key {
             "" => ("general.file_type".to_owned(), value),
-            key => (format!("{ARCHITECTURE}.{key}"), value),
+            key => (format!("{}.{key}", config.architecture()), value),
         })
         .collect()
 }

@@ -102,7 +102,8 @@ fn tiled(grouped: &[f32], d: &Dimensions, rows_a_head: usize, width: usize) -> V
 
 #[test]
 fn every_golden_model_is_converted_exactly() {
-    for name in ["plain", "untied", "grouped2", "grouped3", "heads", "deep"] {
+    for name in ["plain", "untied", "grouped2", "grouped3", "heads", "deep", "moe"] {
+        let experts = (name == "moe").then_some(8);
         let folder = checkpoint(name);
         let (text_config, d) = config_of(folder.path());
         let source = read(&folder.path().join("model.safetensors"));
@@ -130,7 +131,17 @@ fn every_golden_model_is_converted_exactly() {
             same(&to("attn_norm.weight"), &plus_one(at("input_layernorm.weight")));
             same(&to("post_attention_norm.weight"), &plus_one(at("post_attention_layernorm.weight")));
             for part in ["gate", "up", "down"] {
-                same(&to(&format!("ffn_{part}.weight")), at(&format!("mlp.{part}_proj.weight")));
+                let Some(count) = experts else {
+                    same(&to(&format!("ffn_{part}.weight")), at(&format!("mlp.{part}_proj.weight")));
+                    continue;
+                };
+                same(&to(&format!("ffn_{part}_shexp.weight")), at(&format!("mlp.shared_expert.{part}_proj.weight")));
+                let each = (0..count).flat_map(|e| at(&format!("mlp.experts.{e}.{part}_proj.weight")).iter().copied());
+                same(&to(&format!("ffn_{part}_exps.weight")), &each.collect::<Vec<f32>>());
+            }
+            if experts.is_some() {
+                same(&to("ffn_gate_inp.weight"), at("mlp.gate.weight"));
+                same(&to("ffn_gate_inp_shexp.weight"), at("mlp.shared_expert_gate.weight"));
             }
             if text_config["layer_types"][layer] == "full_attention" {
                 for (theirs, ours) in
@@ -170,8 +181,26 @@ fn every_golden_model_is_converted_exactly() {
             same(&to("nextn.hnorm.weight"), &plus_one(&source["mtp.pre_fc_norm_hidden.weight"].1));
             same(&to("nextn.shared_head_norm.weight"), &plus_one(&source["mtp.norm.weight"].1));
             same(&to("attn_q.weight"), &source["mtp.layers.0.self_attn.q_proj.weight"].1);
-            same(&to("ffn_up.weight"), &source["mtp.layers.0.mlp.up_proj.weight"].1);
-            assert_eq!(gguf.tensors().len(), seen + 9, "{name}: the rest of the layer");
+            let rest = match experts {
+                None => {
+                    same(&to("ffn_up.weight"), &source["mtp.layers.0.mlp.up_proj.weight"].1);
+                    9
+                }
+                Some(count) => {
+                    // Here the checkpoint has gate and up of all experts in one tensor.
+                    let (shape, both) = &source["mtp.layers.0.mlp.experts.gate_up_proj"];
+                    let half = shape[1] / 2 * shape[2];
+                    let part = |first: usize| -> Vec<f32> {
+                        (0..count).flat_map(|e| both[(2 * e + first) * half..][..half].to_vec()).collect()
+                    };
+                    same(&to("ffn_gate_exps.weight"), &part(0));
+                    same(&to("ffn_up_exps.weight"), &part(1));
+                    same(&to("ffn_down_exps.weight"), &source["mtp.layers.0.mlp.experts.down_proj"].1);
+                    same(&to("ffn_up_shexp.weight"), &source["mtp.layers.0.mlp.shared_expert.up_proj.weight"].1);
+                    11
+                }
+            };
+            assert_eq!(gguf.tensors().len(), seen + rest, "{name}: the rest of the layer");
         } else {
             assert_eq!(gguf.tensors().len(), seen, "{name}: no tensor too many");
         }
@@ -187,11 +216,28 @@ fn every_golden_model_is_converted_exactly() {
 
 fn check_metadata(name: &str, gguf: &Gguf, config: &Value, report: &ConvertReport, d: &Dimensions) {
     let metadata = gguf.metadata();
-    let number = |key: &str| u64::from(metadata.require_u32(&format!("qwen35.{key}")).unwrap());
+    let experts = config.get("num_experts").is_some();
+    let architecture = if experts { "qwen35moe" } else { "qwen35" };
+    assert_eq!(metadata.require_str("general.architecture").unwrap(), architecture);
+    let key = |key: &str| format!("{architecture}.{key}");
+    let number = |name: &str| u64::from(metadata.require_u32(&key(name)).unwrap());
+    let network: &[(&str, &str)] = if experts {
+        assert!(!metadata.contains(&key("feed_forward_length")), "{name}: the config states none");
+        &[
+            ("expert_count", "num_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "moe_intermediate_size"),
+            ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+        ]
+    } else {
+        &[("feed_forward_length", "intermediate_size")]
+    };
+    for (ours, theirs) in network {
+        assert_eq!(Some(number(ours)), config[theirs].as_u64(), "{name}: {ours}");
+    }
     for (ours, theirs) in [
         ("context_length", "max_position_embeddings"),
         ("embedding_length", "hidden_size"),
-        ("feed_forward_length", "intermediate_size"),
         ("attention.head_count", "num_attention_heads"),
         ("attention.head_count_kv", "num_key_value_heads"),
         ("attention.key_length", "head_dim"),
@@ -204,16 +250,16 @@ fn check_metadata(name: &str, gguf: &Gguf, config: &Value, report: &ConvertRepor
         assert_eq!(Some(number(ours)), config[theirs].as_u64(), "{name}: {ours}");
     }
     assert_eq!(number("block_count") as usize, d.layers + report.mtp_layers);
-    assert_eq!(metadata.u32_or("qwen35.nextn_predict_layers", 0).unwrap() as usize, report.mtp_layers);
+    assert_eq!(metadata.u32_or(&key("nextn_predict_layers"), 0).unwrap() as usize, report.mtp_layers);
     assert_eq!(number("ssm.inner_size") as usize, d.value_heads * d.value_dim);
     let rope = &config["rope_parameters"];
     let rotary = config["head_dim"].as_f64().unwrap() * rope["partial_rotary_factor"].as_f64().unwrap();
     assert_eq!(number("rope.dimension_count"), rotary as u64);
-    assert_eq!(metadata.require_f32("qwen35.rope.freq_base").unwrap(), rope["rope_theta"].as_f64().unwrap() as f32);
+    assert_eq!(metadata.require_f32(&key("rope.freq_base")).unwrap(), rope["rope_theta"].as_f64().unwrap() as f32);
     let mut sections: Vec<u32> =
         rope["mrope_section"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect();
     sections.resize(4, 0);
-    assert_eq!(metadata.array_of_u32("qwen35.rope.dimension_sections").unwrap(), sections);
+    assert_eq!(metadata.array_of_u32(&key("rope.dimension_sections")).unwrap(), sections);
     let interval = number("full_attention_interval") as usize;
     for layer in 0..d.layers {
         let full = config["layer_types"][layer] == "full_attention";
@@ -356,7 +402,11 @@ fn refused(folder: &Path, kind: ErrorKind, because: &str) {
 fn what_cannot_be_converted_is_refused_by_name() {
     type Change = fn(&mut Value);
     let cases: [(Change, ErrorKind, &str); 12] = [
-        (|c| c["architectures"] = json!(["Qwen3_5MoeForConditionalGeneration"]), ErrorKind::Unsupported, "mixture"),
+        (
+            |c| c["architectures"] = json!(["Qwen3_5MoeForConditionalGeneration"]),
+            ErrorKind::InvalidModel,
+            "num_experts",
+        ),
         (|c| c["architectures"] = json!(["LlamaForCausalLM"]), ErrorKind::Unsupported, "LlamaForCausalLM"),
         (|c| c["quantization_config"] = json!({"quant_method": "fp8"}), ErrorKind::Unsupported, "quantized already"),
         (|c| c["text_config"]["hidden_size"] = json!(0), ErrorKind::InvalidModel, "text_config.hidden_size"),
@@ -380,6 +430,20 @@ fn what_cannot_be_converted_is_refused_by_name() {
         c["text_config"].as_object_mut().unwrap().remove("layer_types");
     });
     refused(folder.path(), ErrorKind::InvalidModel, "more layers than");
+
+    let cases: [(Change, ErrorKind, &str); 6] = [
+        (|c| c["text_config"]["num_experts_per_tok"] = json!(9), ErrorKind::InvalidModel, "9 of 8 experts"),
+        (|c| c["text_config"]["num_experts_per_tok"] = json!(0), ErrorKind::InvalidModel, "num_experts_per_tok"),
+        (|c| c["text_config"]["num_experts"] = json!(7), ErrorKind::InvalidModel, "the config implies [7, "),
+        (|c| c["text_config"]["moe_intermediate_size"] = json!(64), ErrorKind::InvalidModel, "mlp.experts.0.down_proj"),
+        (|c| c["text_config"]["norm_topk_prob"] = json!(false), ErrorKind::Unsupported, "norm_topk_prob"),
+        (|c| c["text_config"]["mlp_only_layers"] = json!([1]), ErrorKind::Unsupported, "mlp_only_layers"),
+    ];
+    for (change, kind, because) in cases {
+        let folder = checkpoint("moe");
+        edit(folder.path(), "config.json", change);
+        refused(folder.path(), kind, because);
+    }
 
     let cases: [(Change, &str); 3] = [
         (|t| t["pre_tokenizer"] = json!({"type": "ByteLevel"}), "no pattern"),
@@ -449,6 +513,72 @@ fn tensors_too_many_too_few_and_beyond_the_type() {
     let (_output, report) = run(folder.path(), OutputType::F32);
     let gguf = Gguf::open(&report.text.path).unwrap();
     assert_eq!((report.mtp_layers, gguf.metadata().contains("qwen35.nextn_predict_layers")), (0, false));
+}
+
+#[test]
+fn experts_are_stored_in_two_ways() {
+    let folder = checkpoint("moe");
+    let (_first_output, first) = run(folder.path(), OutputType::Q8_0);
+    let expert = |name: &str| {
+        let (layer, rest) = name.split_once(".mlp.experts.")?;
+        let (index, part) = rest.split_once('.')?;
+        Some((layer.to_owned(), index.parse::<usize>().ok()?, part.to_owned()))
+    };
+    rewrite(folder.path(), |tensors| {
+        let mut single: HashMap<(String, usize, String), (Dtype, Vec<usize>, Vec<u8>)> = HashMap::new();
+        tensors.retain(|(name, dtype, shape, data)| match expert(name) {
+            Some(key) => {
+                single.insert(key, (*dtype, shape.clone(), data.clone()));
+                false
+            }
+            None => true,
+        });
+        for layer in 0..4 {
+            let layer = format!("model.language_model.layers.{layer}");
+            let (mut both, mut down) = (Vec::new(), Vec::new());
+            for index in 0..8 {
+                let mut part =
+                    |name: &str| single.remove(&(layer.clone(), index, format!("{name}_proj.weight"))).unwrap().2;
+                both.extend(part("gate"));
+                both.extend(part("up"));
+                down.extend(part("down"));
+            }
+            let at = |name: &str| format!("{layer}.mlp.experts.{name}_proj");
+            tensors.push((at("gate_up"), Dtype::BF16, vec![8, 64, 32], both));
+            tensors.push((at("down"), Dtype::BF16, vec![8, 32, 32], down));
+        }
+        assert!(single.is_empty());
+    });
+    let (_second_output, second) = run(folder.path(), OutputType::Q8_0);
+    let (first, second) = (Gguf::open(&first.text.path).unwrap(), Gguf::open(&second.text.path).unwrap());
+    assert_eq!(first.tensors().len(), second.tensors().len());
+    for info in first.tensors() {
+        let twin = second.require_tensor(&info.name).unwrap();
+        assert_eq!((&twin.dims, twin.kind), (&info.dims, info.kind), "{}", info.name);
+        assert!(first.tensor_data(info) == second.tensor_data(twin), "{}", info.name);
+    }
+    let info = |name: &str| second.require_tensor(name).unwrap();
+    assert_eq!(info("blk.1.ffn_up_exps.weight").dims, [32, 32, 8]);
+    assert_eq!(info("blk.1.ffn_up_exps.weight").kind, TensorType::Q8_0);
+    assert_eq!(info("blk.1.ffn_gate_inp.weight").kind, TensorType::F32, "a router is never rounded");
+    assert_eq!(info("blk.1.ffn_gate_inp_shexp.weight").kind, TensorType::F32);
+
+    let folder = checkpoint("moe");
+    rewrite(folder.path(), |tensors| {
+        tensors.retain(|(name, ..)| !name.ends_with("layers.2.mlp.experts.5.up_proj.weight"))
+    });
+    refused(
+        folder.path(),
+        ErrorKind::InvalidModel,
+        "lacks expert 5 of this matrix (tensor: layers.2.mlp.experts.up_proj",
+    );
+    let folder = checkpoint("moe");
+    rewrite(folder.path(), |tensors| {
+        let tensor =
+            tensors.iter_mut().find(|(name, ..)| name.ends_with("layers.2.mlp.experts.5.up_proj.weight")).unwrap();
+        tensor.2 = vec![16, 64];
+    });
+    refused(folder.path(), ErrorKind::InvalidModel, "layers.2.mlp.experts.5.up_proj");
 }
 
 #[test]

@@ -23,6 +23,7 @@
 //! ```
 #![deny(unsafe_code)]
 mod config;
+mod drafts;
 mod engine;
 mod evidence;
 mod kernels;
@@ -37,4 +38,5 @@ mod step;
 pub mod synthetic;
 mod weights;
 pub use config::{ModelSource, NativeConfig};
+pub use drafts::Drafts;
 pub use engine::NativeEngine;

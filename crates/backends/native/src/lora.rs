@@ -23,13 +23,16 @@ pub(crate) enum Target {
     Key,
     Value,
     Output,
+    /// Of a layer's network, or in a mixture of experts of the shared one.
     MlpGate,
     MlpUp,
     MlpDown,
+    /// What weighs the shared expert.
+    SharedGate,
 }
 
 /// How many targets a layer can have.
-const TARGETS: usize = 12;
+const TARGETS: usize = 13;
 
 /// The change of one linear layer.
 #[derive(Debug)]
@@ -85,7 +88,8 @@ impl Adapter {
 
 impl Target {
     /// The linear layer of this name within a decoder layer, as transformers spells it.
-    fn parse(path: &str) -> Option<Self> {
+    fn parse(path: &str, shape: &TextShape) -> Option<Self> {
+        let experts = shape.experts.is_some();
         Some(match path {
             "linear_attn.in_proj_qkv" => Self::DeltaQkv,
             "linear_attn.in_proj_z" => Self::DeltaGate,
@@ -96,9 +100,13 @@ impl Target {
             "self_attn.k_proj" => Self::Key,
             "self_attn.v_proj" => Self::Value,
             "self_attn.o_proj" => Self::Output,
-            "mlp.gate_proj" => Self::MlpGate,
-            "mlp.up_proj" => Self::MlpUp,
-            "mlp.down_proj" => Self::MlpDown,
+            "mlp.gate_proj" if !experts => Self::MlpGate,
+            "mlp.up_proj" if !experts => Self::MlpUp,
+            "mlp.down_proj" if !experts => Self::MlpDown,
+            "mlp.shared_expert.gate_proj" if experts => Self::MlpGate,
+            "mlp.shared_expert.up_proj" if experts => Self::MlpUp,
+            "mlp.shared_expert.down_proj" if experts => Self::MlpDown,
+            "mlp.shared_expert_gate" if experts => Self::SharedGate,
             _ => return None,
         })
     }
@@ -110,7 +118,7 @@ impl Target {
                 Some(LayerKind::Delta)
             }
             Self::Query | Self::Key | Self::Value | Self::Output => Some(LayerKind::Attention),
-            Self::MlpGate | Self::MlpUp | Self::MlpDown => None,
+            Self::MlpGate | Self::MlpUp | Self::MlpDown | Self::SharedGate => None,
         }
     }
 
@@ -129,6 +137,7 @@ impl Target {
             Self::Output => (queries, shape.hidden),
             Self::MlpGate | Self::MlpUp => (shape.hidden, shape.mlp),
             Self::MlpDown => (shape.mlp, shape.hidden),
+            Self::SharedGate => (shape.hidden, 1),
         }
     }
 
@@ -231,8 +240,14 @@ impl Adapter {
                     let unknown = |message: String| {
                         Error::new(ErrorKind::InvalidAdapter, message).with_context("layer", &delta.module)
                     };
-                    let target = Target::parse(delta.path())
-                        .ok_or_else(|| unknown("this is no linear layer of the model".into()))?;
+                    let target = Target::parse(delta.path(), shape).ok_or_else(|| {
+                        unknown(match delta.path() {
+                            path if path.starts_with("mlp.experts") || path == "mlp.gate" => {
+                                "adapters of routed experts and their router are not supported".into()
+                            }
+                            _ => "this is no linear layer of the model".into(),
+                        })
+                    })?;
                     let kind = shape
                         .layers
                         .get(layer)

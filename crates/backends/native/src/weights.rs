@@ -37,7 +37,9 @@ impl Compute {
 #[derive(Clone)]
 pub(crate) struct Matrix {
     file: Arc<Gguf>,
-    info: TensorInfo,
+    info: Arc<TensorInfo>,
+    /// Where its rows begin within the tensor's data: not at 0 for a [`part`](Self::part).
+    start: usize,
     format: Format,
     rows: usize,
     cols: usize,
@@ -73,7 +75,13 @@ impl Matrix {
             Error::new(ErrorKind::InvalidModel, format!("{rows} rows of {cols} numbers are not whole blocks here"))
                 .with_context("tensor", name)
         })?;
-        Ok(Self { file: file.clone(), info: info.clone(), format, rows, cols, row_bytes })
+        Ok(Self { file: file.clone(), info: Arc::new(info.clone()), start: 0, format, rows, cols, row_bytes })
+    }
+
+    /// `rows` of this matrix from row `first` on, in place. Rows that do not exist are left out.
+    pub(crate) fn part(&self, first: usize, rows: usize) -> Self {
+        let rows = rows.min(self.rows.saturating_sub(first));
+        Self { start: self.start + (self.rows - rows).min(first) * self.row_bytes, rows, ..self.clone() }
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -81,7 +89,7 @@ impl Matrix {
     }
 
     fn bytes(&self) -> &[u8] {
-        self.file.tensor_data(&self.info)
+        self.file.tensor_data(&self.info).get(self.start..).map_or(&[], |data| &data[..self.rows * self.row_bytes])
     }
 
     /// Row `index` as f32 into `out`, which has `cols` places; a row that does not exist leaves it as it is.

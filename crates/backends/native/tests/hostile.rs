@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::*;
 use consort_core::*;
-use consort_gguf::{Gguf, GgufWriter, TensorType};
+use consort_gguf::{Gguf, GgufWriter, TensorType, Value};
 use consort_native::synthetic::SyntheticConfig;
 use consort_native::{NativeConfig, NativeEngine};
 
@@ -163,30 +163,71 @@ fn what_does_not_fit_is_named() {
     }));
     assert_eq!(quantized.kind(), ErrorKind::Unsupported);
     assert!(quantized.to_string().contains("Q4_0"), "{quantized}");
-    let experts = refusal(altered(|writer, name| {
-        if name.is_empty() {
-            writer.set("general.architecture", "qwen35moe");
-        }
-        false
-    }));
-    assert_eq!(experts.kind(), ErrorKind::Unsupported);
-    assert!(experts.to_string().contains("experts"), "{experts}");
 }
 
 #[test]
-fn draft_layers_are_passed_over() {
-    // Four layers and a fifth for drafts, which the engine need not even find.
+fn what_this_engine_does_not_compute_is_refused_by_name() {
+    let with = |key: &'static str, value: Value| {
+        let error = refusal(altered(move |writer, name| {
+            if name.is_empty() {
+                writer.set(key, value.clone());
+            }
+            false
+        }));
+        assert!(error.to_string().contains(key), "{key}: {error}");
+        error
+    };
+    let cases: [(&str, Value, &str); 22] = [
+        ("general.architecture", "qwen3next".into(), "qwen3next"),
+        ("qwen35.rope.scaling.type", "yarn".into(), "rotary scaling"),
+        ("qwen35.rope.scaling.factor", Value::F32(4.0), "rotary scaling"),
+        ("qwen35.rope.scaling.factor", Value::F32(f32::NAN), "rotary scaling"),
+        ("qwen35.rope.scale_linear", Value::F64(2.0), "rotary scaling"),
+        ("qwen35.rope.dimension_sections", vec![3_i32, 3, 1, 1].into(), "fourth"),
+        ("qwen35.attention.sliding_window", Value::U32(1024), "sliding"),
+        ("qwen35.attention.sliding_window_pattern", vec![true].into(), "sliding"),
+        ("qwen35.attention.scale", Value::F32(0.5), "scaled"),
+        ("qwen35.attention.clamp_kqv", Value::F32(30.0), "clamped"),
+        ("qwen35.attention.max_alibi_bias", Value::F32(8.0), "ALiBi"),
+        ("qwen35.attention.kv_lora_rank", Value::U32(512), "latent"),
+        ("qwen35.attention.causal", Value::Bool(false), "later tokens"),
+        ("qwen35.attention.shared_kv_layers", Value::U32(2), "share"),
+        ("qwen35.attn_logit_softcapping", Value::F32(50.0), "capped"),
+        ("qwen35.final_logit_softcapping", Value::F32(30.0), "capped"),
+        ("qwen35.logit_scale", Value::F32(0.0625), "scaled logits"),
+        ("qwen35.embedding_scale", Value::F32(12.0), "scaled embeddings"),
+        ("qwen35.residual_scale", Value::F32(1.4), "scaled residuals"),
+        ("qwen35.use_parallel_residual", Value::Bool(true), "parallel"),
+        ("qwen35.n_deepstack_layers", Value::U32(3), "deepstack"),
+        ("qwen35.nextn_predict_layers", Value::U32(2), "2 multi-token"),
+    ];
+    for (key, value, because) in cases {
+        let error = with(key, value);
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{key}: {error}");
+        assert!(error.to_string().contains(because), "{key}: {error}");
+    }
+    // What says that nothing is otherwise, loads.
     let file = altered(|writer, name| {
         if name.is_empty() {
-            writer.set("qwen35.block_count", 5_u32).set("qwen35.nextn_predict_layers", 1_u32);
+            writer.set("qwen35.rope.scaling.type", "none").set("qwen35.rope.scaling.factor", 1.0_f32);
+            writer.set("qwen35.attention.sliding_window", 0_u32).set("qwen35.attention.causal", true);
+            writer.set("qwen35.attention.scale", 1.0 / 32_f32.sqrt()).set("qwen35.vocab_size", 96_u32);
         }
         false
     });
-    let mut with = NativeEngine::load(NativeConfig { text: (&*file.leak()).into(), ..config() }).unwrap();
-    let mut without = engine();
-    assert_eq!(with.info().layers, 4);
-    let (a, b) = (open(&mut with), open(&mut without));
-    assert_eq!(feed(&mut with, a, 0, &[1, 2]), feed(&mut without, b, 0, &[1, 2]));
+    NativeEngine::load(NativeConfig { text: (&*file.leak()).into(), ..config() }).unwrap();
+
+    // A tensor that would be passed over.
+    for stranger in ["blk.0.attn_qkv.bias", "blk.3.attn_gate.weight", "blk.4.attn_norm.weight", "rope_freqs.weight"] {
+        let error = refusal(altered(|writer, name| {
+            if name == "output_norm.weight" {
+                writer.add_tensor_bytes(stranger, &[1], TensorType::F32, vec![0; 4]).unwrap();
+            }
+            false
+        }));
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains(stranger), "{error}");
+    }
 }
 
 #[test]

@@ -97,13 +97,13 @@ def write(shape: tiny.Tiny, kept: Path, folder: Path) -> dict:
     folders = {}
     for lora, invocation in loras:
         folders[lora.name] = folder / "adapters" / lora.name
-        adapters.save(lora, load(source, shape.vision), folders[lora.name], invocation)
+        adapters.save(lora, load(source, tiny.model_class(shape)), folders[lora.name], invocation)
         golden.data["adapters"][lora.name] = {
             "sha256": digest(folders[lora.name] / "adapter_model.safetensors"), "invocation_tokens": invocation,
         }
     # An activated one first: its task type makes PEFT choose the class that looks for invocation tokens.
     folders["all"] = source / "adapters" / "all"
-    wrapped = adapters.load(load(source, shape.vision), folders)
+    wrapped = adapters.load(load(source, tiny.model_class(shape)), folders)
     reference = Activated(wrapped, None)
     bases: dict[str, tuple[Prompt, torch.Tensor]] = {}
 

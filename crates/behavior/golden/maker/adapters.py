@@ -63,6 +63,11 @@ ADAPTERS: dict[str, list[Lora]] = {
     # Query and gate lie interleaved, head by head, in the rows of q_proj.
     "heads": [everything(70, 2), *[single(kind, 71 + i) for i, kind in enumerate(ATTENTION)]],
     "deep": [everything(80, 2)],
+    # Of a mixture of experts the shared one, and what weighs it, are linear layers; the routed ones are not.
+    "moe": [
+        Lora("all", 90, 2, 4, [*KINDS, "shared_expert_gate"], 0.4),
+        *[single(kind, 91 + i) for i, kind in enumerate([*MLP, "shared_expert_gate", "out_proj"])],
+    ],
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, Qwen3_5ForConditionalGeneration
 
 from . import adapters
 from .pictures import MERGE, Picture, dequantize, quantize
@@ -81,7 +81,7 @@ def write(source: Path, folder: Path) -> None:
     draw(folder / "images")
     tokenizer = AutoTokenizer.from_pretrained(source)
     processor = AutoImageProcessor.from_pretrained(source)
-    model = load(source, vision=True)
+    model = load(source, Qwen3_5ForConditionalGeneration)
     image_token = model.config.image_token_id
     reference = Reference(model, image_token)
     stop = stop_tokens(source, tokenizer)
@@ -172,7 +172,7 @@ def write(source: Path, folder: Path) -> None:
     folders = {path.parent.name: path.parent for path in sorted(source.rglob("adapter_config.json"))}
     print(f"{len(folders)} adapters: {', '.join(folders) or 'none found'}", flush=True)
     if folders:
-        wrapped = adapters.load(load(source, vision=True), folders)
+        wrapped = adapters.load(load(source, Qwen3_5ForConditionalGeneration), folders)
         noise = reference.noise
         reference = Reference(wrapped, image_token)
         reference.noise = noise

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 import torch
 from transformers.models.qwen3_5 import modeling_qwen3_5
+from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
 
 from .pictures import Picture
 
 # How far two correct float32 computations of one logit may be apart here, in logits of unit scale.
 AGREE = 1e-4
+# How much a router must prefer the last expert that it chooses to the first that it does not, in its scores: what rounding
+# decides, no engine can be held to.
+DECIDED = 1e-5
 # A continuation ends before the first step whose two best logits are nearer than this, so that every token that is
 # listed must be met by whoever keeps the suite's tolerance.
 CLEAR = 1e-2
@@ -48,12 +52,15 @@ class Greedy:
 @contextmanager
 def recurrent_rule():
     """Inside, whole texts go through the token-by-token delta rule."""
-    chunked = modeling_qwen3_5.torch_chunk_gated_delta_rule
-    modeling_qwen3_5.torch_chunk_gated_delta_rule = modeling_qwen3_5.torch_recurrent_gated_delta_rule
+    families = (modeling_qwen3_5, modeling_qwen3_5_moe)
+    chunked = [family.torch_chunk_gated_delta_rule for family in families]
+    for family in families:
+        family.torch_chunk_gated_delta_rule = family.torch_recurrent_gated_delta_rule
     try:
         yield
     finally:
-        modeling_qwen3_5.torch_chunk_gated_delta_rule = chunked
+        for family, rule in zip(families, chunked):
+            family.torch_chunk_gated_delta_rule = rule
 
 
 class Reference:
@@ -63,6 +70,17 @@ class Reference:
         self.model = model.eval()
         self.image_token = image_token
         self.noise = 0.0  # the largest disagreement met between two ways of computing one logit
+        self.last_margin = float("inf")
+        self.margin = None  # of a mixture of experts: the narrowest choice met in a case
+        for module in self.model.modules():
+            if isinstance(module, modeling_qwen3_5_moe.Qwen3_5MoeTopKRouter):
+                module.register_forward_hook(self.routed)
+
+    def routed(self, router, _, out) -> None:
+        """Remembers how clear the router's choices were."""
+        best = out[0].topk(router.top_k + 1, dim=-1).values
+        gap = (best[:, -2] - best[:, -1]).min().item()
+        self.last_margin = min(self.last_margin, gap)
 
     def positions(self, prompt: Prompt) -> torch.Tensor:
         """The M-RoPE positions, [3, n]: time, row, column."""
@@ -125,8 +143,12 @@ class Reference:
 
     def checked(self, prompt: Prompt) -> torch.Tensor:
         """Logits at every position, after the ways of computing them agreed."""
+        self.last_margin = float("inf")
         logits = self.logits(prompt)
         assert torch.isfinite(logits).all()
+        if self.last_margin < float("inf"):
+            self.margin = min(self.margin or self.last_margin, self.last_margin)
+            assert self.margin > DECIDED, f"a router decides by {self.margin}"
         with recurrent_rule():
             self.agree(logits, self.logits(prompt), "recurrent rule")
         if not prompt.images:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration
-
 from . import adapters, sensitivity, tiny, vocabulary
 from .pictures import FRAMES_DIFFER, Picture
 from .reference import Prompt, Reference
@@ -31,9 +29,10 @@ def rows_of_text(n: int) -> list[int]:
     return [0, n // 2 - 1, n - 2, n - 1]
 
 
-def load(folder: Path, vision: bool):
-    kind = Qwen3_5ForConditionalGeneration if vision else Qwen3_5ForCausalLM
-    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+def load(folder: Path, kind):
+    """The model in `folder`, of this class of transformers."""
+    settings = {"experts_implementation": "eager"} if "Moe" in kind.__name__ else {}
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **settings).eval()
     model.generation_config.eos_token_id = None
     return model
 
@@ -189,9 +188,9 @@ def adapter_cases(writer: Writer, shape: tiny.Tiny, folder: Path, bases: dict[st
     folders = {}
     for lora in loras:
         folders[lora.name] = folder / "adapters" / lora.name
-        adapters.save(lora, load(folder, shape.vision), folders[lora.name])
+        adapters.save(lora, load(folder, tiny.model_class(shape)), folders[lora.name])
         writer.golden.data["adapters"][lora.name] = {"sha256": digest(folders[lora.name] / "adapter_model.safetensors")}
-    wrapped = adapters.load(load(folder, shape.vision), folders)
+    wrapped = adapters.load(load(folder, tiny.model_class(shape)), folders)
     plain = writer.reference
     writer.reference = Reference(wrapped, plain.image_token)
 
@@ -231,6 +230,7 @@ def adapter_cases(writer: Writer, shape: tiny.Tiny, folder: Path, bases: dict[st
         case("stacked-all-half-pattern-twice", ASKED, [("all", 0.5), ("pattern", 2.0)], length=12)
         case("lora-pattern-two-images", "two-images", [("pattern", 1.0)], length=6)
     plain.noise = max(plain.noise, writer.reference.noise)
+    plain.margin = min(filter(None, (plain.margin, writer.reference.margin)), default=None)
     writer.reference = plain
 
 
@@ -259,7 +259,7 @@ def write(shape: tiny.Tiny, ids: dict[str, int], shown: dict[str, Picture], fold
         folder.mkdir(parents=True)
         for name in ("config.json", "model.safetensors"):
             (folder / name).write_bytes((Path(scratch) / name).read_bytes())
-    model = load(folder, shape.vision)
+    model = load(folder, tiny.model_class(shape))
     golden = Golden({
         "configuration": shape.name,
         "why": shape.why,
@@ -271,6 +271,8 @@ def write(shape: tiny.Tiny, ids: dict[str, int], shown: dict[str, Picture], fold
             "mtp": shape.mtp,
         },
     })
+    if shape.experts:
+        golden.data["model"]["experts"] = {"count": shape.experts, "used": shape.experts_used}
     writer = Writer(golden, Reference(model, ids["<|image_pad|>"] if shape.vision else None), ids)
     made = text_cases(writer)
     if shape.vision:
@@ -284,6 +286,8 @@ def write(shape: tiny.Tiny, ids: dict[str, int], shown: dict[str, Picture], fold
         "reference_disagreement": short(writer.reference.noise),
         "reference_disagreement_allowed": 1e-4,
     }
+    if shape.experts:
+        golden.data["scale"]["router_margin"] = short(writer.reference.margin)
     golden.data["sensitivity"] = sensitivities(writer, made, shown, shape.vision)
     golden.save(folder)
     readable(folder)

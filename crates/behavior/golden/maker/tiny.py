@@ -11,7 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen3_5Config, Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration, Qwen3_5TextConfig
+from transformers import (
+    Qwen3_5Config, Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration, Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration, Qwen3_5TextConfig,
+)
 
 from . import vocabulary
 
@@ -45,6 +48,9 @@ class Tiny:
     vision_mlp: int = 64
     vision_positions: int = 16
     mtp: bool = False
+    experts: int = 0  # 0: one network a layer; else a mixture, whose shared expert is `mlp` wide
+    experts_used: int = 0
+    expert_width: int = 0
     storage: torch.dtype = torch.bfloat16
 
 
@@ -62,14 +68,31 @@ CONFIGURATIONS = [
          key_heads=1, value_heads=1, linear_dim=64, vision_positions=25, storage=torch.float16),
     Tiny("deep", "eight layers, two of them full attention, text only (no vision tower, the causal-LM layout of names)", 6,
          hidden=32, layers=8, heads=2, kv_heads=1, rotary=0.5, sections=[3, 3, 2], vision=False),
+    Tiny("moe", "a mixture of eight experts, three of them and a shared one a token; untied head, two value heads a key head, MTP tensors", 7,
+         hidden=32, mlp=64, tied=False, heads=2, kv_heads=1, key_heads=2, value_heads=4, mtp=True,
+         experts=8, experts_used=3, expert_width=32),
 ]
+
+
+def model_class(tiny: Tiny):
+    """The class of transformers that runs this configuration."""
+    if tiny.experts:
+        assert tiny.vision, tiny.name
+        return Qwen3_5MoeForConditionalGeneration
+    return Qwen3_5ForConditionalGeneration if tiny.vision else Qwen3_5ForCausalLM
 
 
 def text_config(tiny: Tiny, ids: dict[str, int]) -> dict:
     rotated = int(tiny.head_dim * tiny.rotary)
     assert sum(tiny.sections) * 2 == rotated, tiny.name
+    network = dict(intermediate_size=tiny.mlp)
+    if tiny.experts:
+        network = dict(
+            num_experts=tiny.experts, num_experts_per_tok=tiny.experts_used, moe_intermediate_size=tiny.expert_width,
+            shared_expert_intermediate_size=tiny.mlp,
+        )
     return dict(
-        vocab_size=vocabulary.SIZE, hidden_size=tiny.hidden, intermediate_size=tiny.mlp,
+        vocab_size=vocabulary.SIZE, hidden_size=tiny.hidden, **network,
         num_hidden_layers=tiny.layers, num_attention_heads=tiny.heads, num_key_value_heads=tiny.kv_heads,
         head_dim=tiny.head_dim, hidden_act="silu", max_position_embeddings=4096, rms_norm_eps=1e-6,
         tie_word_embeddings=tiny.tied, attention_bias=False,
@@ -141,13 +164,16 @@ def weight(name: str, shape: torch.Size, hidden: int, g: torch.Generator) -> tor
         return normal(0.1)
     if len(shape) == 5:
         return normal(1.5 / math.sqrt(math.prod(shape[1:])))
-    assert len(shape) == 2, (name, shape)
+    assert len(shape) == 2 or "experts" in name, (name, shape)
     gain = 1.0
-    if name.endswith(("out_proj.weight", "down_proj.weight", "attn.proj.weight")):
+    if name.endswith("mlp.gate.weight"):
+        # Scores far enough apart that no rounding changes who is chosen, and weights that differ.
+        gain = 2.0
+    if name.endswith(("out_proj.weight", "down_proj.weight", "experts.down_proj", "attn.proj.weight")):
         gain = 0.7
     if name.endswith("in_proj_a.weight"):
         gain = 0.7
-    return normal(gain / math.sqrt(shape[1]))
+    return normal(gain / math.sqrt(shape[-1]))
 
 
 def mtp_tensors(tiny: Tiny, g: torch.Generator) -> dict[str, torch.Tensor]:
@@ -159,25 +185,30 @@ def mtp_tensors(tiny: Tiny, g: torch.Generator) -> dict[str, torch.Tensor]:
         "layers.0.self_attn.q_proj": [2 * q, h], "layers.0.self_attn.k_proj": [kv, h],
         "layers.0.self_attn.v_proj": [kv, h], "layers.0.self_attn.o_proj": [h, q],
         "layers.0.self_attn.q_norm": [tiny.head_dim], "layers.0.self_attn.k_norm": [tiny.head_dim],
-        "layers.0.mlp.gate_proj": [tiny.mlp, h], "layers.0.mlp.up_proj": [tiny.mlp, h],
-        "layers.0.mlp.down_proj": [h, tiny.mlp],
     }
-    return {
-        f"mtp.{name}.weight": exact(weight(f"mtp.{name}.weight", torch.Size(shape), h, g))
-        for name, shape in shapes.items()
-    }
+    mlp = "layers.0.mlp.shared_expert" if tiny.experts else "layers.0.mlp"
+    shapes |= {f"{mlp}.gate_proj": [tiny.mlp, h], f"{mlp}.up_proj": [tiny.mlp, h], f"{mlp}.down_proj": [h, tiny.mlp]}
+    names = {f"mtp.{name}.weight": shape for name, shape in shapes.items()}
+    if tiny.experts:
+        # In the layout of transformers' parameters, of which a checkpoint may also be made.
+        e, w = tiny.experts, tiny.expert_width
+        names |= {
+            "mtp.layers.0.mlp.gate.weight": [e, h], "mtp.layers.0.mlp.shared_expert_gate.weight": [1, h],
+            "mtp.layers.0.mlp.experts.gate_up_proj": [e, 2 * w, h], "mtp.layers.0.mlp.experts.down_proj": [e, h, w],
+        }
+    return {name: exact(weight(name, torch.Size(shape), h, g)) for name, shape in names.items()}
 
 
 def save(tiny: Tiny, ids: dict[str, int], folder: Path) -> None:
     """Builds the model and writes config.json and model.safetensors as `save_pretrained` lays them out."""
     text = text_config(tiny, ids)
     if tiny.vision:
-        config = Qwen3_5Config(
+        config = (Qwen3_5MoeConfig if tiny.experts else Qwen3_5Config)(
             text_config=text, vision_config=vision_config(tiny), tie_word_embeddings=tiny.tied,
             image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
             vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
         )
-        model = Qwen3_5ForConditionalGeneration(config).float()
+        model = model_class(tiny)(config).float()
     else:
         model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**text)).float()
     model.tie_weights()

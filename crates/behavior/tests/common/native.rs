@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::folder;
 
 /// The configurations in `golden/`.
-pub const MODELS: [&str; 6] = ["plain", "untied", "grouped2", "grouped3", "heads", "deep"];
+pub const MODELS: [&str; 7] = ["plain", "untied", "grouped2", "grouped3", "heads", "deep", "moe"];
 
 /// Token ids of the goldens' tokenizer below this are ordinary text.
 const ORDINARY: u32 = 256;
@@ -245,30 +245,31 @@ fn renamed(weights: &[u8], change: impl Fn(BTreeMap<String, Value>) -> BTreeMap<
 fn refused(folder: &Path) -> Result<Vec<RefusedAdapter>> {
     let (config, weights) = parts(folder)?;
     let with = |key: &str, value: Value| bytes(&edited(&config, key, value), &weights);
-    let named = |from: &'static str, to: &'static str| {
-        let change = move |header: BTreeMap<String, Value>| {
+    let named = |from: &str, to: &str| {
+        let change = |header: BTreeMap<String, Value>| {
             header.into_iter().map(|(name, value)| (name.replace(from, to), value)).collect()
         };
         bytes(&config, &renamed(&weights, change))
     };
+    // In a mixture of experts, the network that an adapter can change is the shared one.
+    let experts = weights.windows(21).any(|window| window == b".mlp.shared_expert.up");
+    let (mlp, other) = if experts { ("mlp.shared_expert", "mlp") } else { ("mlp", "mlp.shared_expert") };
     // Checkpoints of text models have no `language_model` in their names.
     let vision = renamed(&weights, |header| {
         let rename = |name: String| {
-            name.replace("language_model.layers.0.mlp.up_proj", "visual.blocks.0.mlp.linear_fc1")
-                .replace("model.layers.0.mlp.up_proj", "model.visual.blocks.0.mlp.linear_fc1")
+            name.replace(&format!("language_model.layers.0.{mlp}.up_proj"), "visual.blocks.0.mlp.linear_fc1")
+                .replace(&format!("model.layers.0.{mlp}.up_proj"), "model.visual.blocks.0.mlp.linear_fc1")
         };
         header.into_iter().map(|(name, value)| (rename(name), value)).collect()
     });
+    let up_b = format!("layers.0.{mlp}.up_proj.lora_B");
     let without_b = renamed(&weights, |header| {
         // Data must stay whole, so the factor is renamed to another layer's and not removed.
-        header
-            .into_iter()
-            .map(|(name, value)| (name.replace("layers.0.mlp.up_proj.lora_B", "layers.1.mlp.no_proj.lora_B"), value))
-            .collect()
+        header.into_iter().map(|(name, value)| (name.replace(&up_b, "layers.1.mlp.no_proj.lora_B"), value)).collect()
     });
     let flat = renamed(&weights, |header| {
         let flatten = |(name, mut value): (String, Value)| {
-            if name.contains("layers.0.mlp.up_proj.lora_A")
+            if name.contains(&format!("layers.0.{mlp}.up_proj.lora_A"))
                 && let Some([rows, columns]) = value["shape"].as_array().map(Vec::as_slice)
             {
                 value["shape"] = serde_json::json!([1, rows.as_u64().unwrap() * columns.as_u64().unwrap()]);
@@ -278,6 +279,7 @@ fn refused(folder: &Path) -> Result<Vec<RefusedAdapter>> {
         header.into_iter().map(flatten).collect()
     });
     let refused = |why, names, files| RefusedAdapter { why, names, files };
+    let up = format!("{mlp}.up_proj");
     Ok(vec![
         refused("use_dora", "use_dora", with("use_dora", Value::Bool(true))),
         refused("modules_to_save", "modules_to_save", with("modules_to_save", serde_json::json!(["lm_head"]))),
@@ -286,11 +288,14 @@ fn refused(folder: &Path) -> Result<Vec<RefusedAdapter>> {
         refused("a rank beyond bounds", "r", with("r", Value::from(1_u64 << 40))),
         refused("another rank than its tensors", "rank", with("r", Value::from(5))),
         refused("vision layers", "visual", bytes(&config, &vision)),
-        refused("an unknown layer", "nonsense_proj", named("mlp.up_proj", "mlp.nonsense_proj")),
-        refused("a layer too many", "layers.77", named("layers.0.mlp.up_proj", "layers.77.mlp.up_proj")),
+        refused("an unknown layer", "nonsense_proj", named(&up, "mlp.nonsense_proj")),
+        refused("a layer too many", "layers.77", named(&format!("layers.0.{up}"), &format!("layers.77.{up}"))),
         refused("one factor without the other", "lora_", bytes(&config, &without_b)),
         refused("a wrong shape", "up_proj", bytes(&config, &flat)),
-        refused("factors of another layer", "_proj", named("mlp.down_proj", "mlp.gate_proj2")),
+        refused("factors of another layer", "_proj", named(&format!("{mlp}.down_proj"), &format!("{mlp}.gate_proj2"))),
+        refused("the network of another kind of model", "up_proj", named(&up, &format!("{other}.up_proj"))),
+        refused("a routed expert", "mlp.experts", named(&up, "mlp.experts.3.up_proj")),
+        refused("bare parameters", "target_parameters", with("target_parameters", serde_json::json!(["mlp.experts"]))),
         refused("truncated weights", "safetensors", bytes(&config, &weights[..weights.len() / 2])),
         refused("no weights", "safetensors", bytes(&config, &[])),
         refused(

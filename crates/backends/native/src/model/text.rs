@@ -6,12 +6,14 @@ use consort_core::{Result, TokenId};
 use consort_gguf::Gguf;
 
 use super::attention::Attention;
-use super::batch::{Batch, each_row};
+use super::batch::Batch;
 use super::delta::DeltaNet;
+use super::drafter::Drafter;
+use super::mlp::FeedForward;
 use super::norm;
 use super::rope::{Angles, Rope};
-use super::shape::{LayerKind, TextShape};
-use crate::lora::Target;
+use super::shape::{Drafts, LayerKind, TextShape};
+use super::supported;
 use crate::weights::{Compute, Matrix, vector};
 
 enum Mixer {
@@ -25,9 +27,7 @@ struct Layer {
     /// Counts the layers of this kind before this one.
     slot: usize,
     mlp_norm: Vec<f32>,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
+    mlp: FeedForward,
 }
 
 /// The text model's weights.
@@ -36,8 +36,10 @@ pub(crate) struct TextModel {
     rope: Rope,
     embedding: Matrix,
     layers: Vec<Layer>,
-    norm: Vec<f32>,
+    pub(super) norm: Vec<f32>,
     head: Matrix,
+    /// The block that drafts later tokens, if the file has one.
+    pub(crate) drafter: Option<Drafter>,
 }
 
 impl TextModel {
@@ -63,14 +65,17 @@ impl TextModel {
                 mixer,
                 slot: *slot,
                 mlp_norm: vector(file, &name("post_attention_norm"), &[shape.hidden])?,
-                gate: Matrix::open(file, &name("ffn_gate"), shape.mlp, shape.hidden)?,
-                up: Matrix::open(file, &name("ffn_up"), shape.mlp, shape.hidden)?,
-                down: Matrix::open(file, &name("ffn_down"), shape.hidden, shape.mlp)?,
+                mlp: FeedForward::open(file, &shape, block)?,
             });
             *slot += 1;
         }
         let norm = vector(file, "output_norm.weight", &[shape.hidden])?;
-        Ok(Self { rope: Rope::text(&shape.attention), embedding, layers, norm, head, shape })
+        let drafter = match shape.drafts {
+            Drafts::None => None,
+            Drafts::OneBlock => Some(Drafter::open(file, &shape)?),
+        };
+        supported::check_tensors(file, &shape)?;
+        Ok(Self { rope: Rope::text(&shape.attention), embedding, layers, norm, head, drafter, shape })
     }
 
     /// The embedding of `token` into `out`, `[hidden]`.
@@ -81,7 +86,7 @@ impl TextModel {
     /// Runs all layers over the embedded rows `x` of `[rows, hidden]`, in place; every sequence's past grows.
     pub(crate) fn forward(&self, compute: Compute, batch: &mut Batch, x: &mut [f32]) {
         let (shape, kernels) = (&self.shape, compute.kernels);
-        let angles: Vec<Angles> = batch.positions.iter().map(|position| self.rope.angles(*position)).collect();
+        let angles = self.angles(batch);
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = norm::rms_rows(kernels, x, &layer.mixer_norm, shape.epsilon);
             let at = (index, layer.slot);
@@ -91,14 +96,13 @@ impl TextModel {
             };
             add(x, &mixed);
             let normed = norm::rms_rows(kernels, x, &layer.mlp_norm, shape.epsilon);
-            let mut gated = batch.linear(compute, &layer.gate, (index, Target::MlpGate), &normed);
-            let up = batch.linear(compute, &layer.up, (index, Target::MlpUp), &normed);
-            each_row(compute, gated.len() * 16, &mut gated, shape.mlp, |row, gate| {
-                kernels.silu_times(gate, &up[row * shape.mlp..][..shape.mlp]);
-            });
-            let down = batch.linear(compute, &layer.down, (index, Target::MlpDown), &gated);
-            add(x, &down);
+            add(x, &layer.mlp.forward(compute, batch, index, &normed));
         }
+    }
+
+    /// What turns each row of the batch.
+    pub(super) fn angles(&self, batch: &Batch) -> Vec<Angles> {
+        batch.positions.iter().map(|position| self.rope.angles(*position)).collect()
     }
 
     /// The final norm of rows of `[rows, hidden]`.
@@ -112,7 +116,7 @@ impl TextModel {
     }
 }
 
-fn add(x: &mut [f32], y: &[f32]) {
+pub(super) fn add(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use consort_core::Result;
-use consort_gguf::{Array, Gguf, Value};
+use consort_gguf::{Array, Gguf, TensorInfo, Value};
 use consort_peft::PeftAdapter;
 use serde_json::json;
 
@@ -35,6 +35,8 @@ pub fn run(args: &InspectArgs) -> Result<()> {
             "files": gguf.file_count(),
             "bytes": gguf.file_len(),
             "metadata": metadata,
+            "experts": experts(&gguf)?.map(|(used, count, bytes)| json!({ "used": used, "count": count, "bytes": bytes })),
+            "drafts": drafts(&gguf)?.map(|(block, tensors, bytes)| json!({ "block": block, "tensors": tensors, "bytes": bytes })),
             "types": kinds.iter().map(|(name, (tensors, elements, bytes))| json!({
                 "type": name, "tensors": tensors, "elements": elements, "bytes": bytes,
             })).collect::<Vec<_>>(),
@@ -71,6 +73,15 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         table.row([(*name).to_owned(), tensors.to_string(), elements.to_string(), output::bytes(*bytes)]);
     }
     anstream::print!("\n{}", table.render());
+    if let Some((used, count, bytes)) = experts(&gguf)? {
+        anstream::println!(
+            "\nexperts: {used} of {count} a token and a shared one; {} are theirs",
+            output::bytes(bytes)
+        );
+    }
+    if let Some((block, tensors, bytes)) = drafts(&gguf)? {
+        anstream::println!("\nmulti-token prediction: block {block}, {tensors} tensors, {}", output::bytes(bytes));
+    }
     if args.tensors {
         let mut table = Table::new(["tensor", "type", "shape (contiguous first)", "bytes"]);
         for tensor in gguf.tensors() {
@@ -84,6 +95,30 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         anstream::print!("\n{}", table.render());
     }
     Ok(())
+}
+
+/// Of a mixture of experts: how many of how many a token goes through, and the bytes of all of them.
+fn experts(gguf: &Gguf) -> Result<Option<(u32, u32, u64)>> {
+    let (architecture, metadata) =
+        (gguf.metadata().get_str("general.architecture")?.unwrap_or_default(), gguf.metadata());
+    let number = |key: &str| metadata.get_u32(&format!("{architecture}.{key}"));
+    let (Some(used), Some(count)) = (number("expert_used_count")?, number("expert_count")?) else { return Ok(None) };
+    let routed = gguf.tensors().filter(|tensor| tensor.name.ends_with("_exps.weight"));
+    Ok(Some((used, count, routed.map(TensorInfo::byte_len).sum())))
+}
+
+/// Of a model with a multi-token prediction block: its index, and how many tensors and bytes it has.
+fn drafts(gguf: &Gguf) -> Result<Option<(u32, usize, u64)>> {
+    let (architecture, metadata) =
+        (gguf.metadata().get_str("general.architecture")?.unwrap_or_default(), gguf.metadata());
+    let number = |key: &str| metadata.get_u32(&format!("{architecture}.{key}"));
+    let count = number("nextn_predict_layers")?.unwrap_or(0);
+    let block = number("block_count")?.and_then(|blocks| blocks.checked_sub(count));
+    let Some(block) = block.filter(|_| count > 0) else { return Ok(None) };
+    let prefix = format!("blk.{block}.");
+    let own: Vec<u64> =
+        gguf.tensors().filter(|tensor| tensor.name.starts_with(&prefix)).map(TensorInfo::byte_len).collect();
+    Ok(Some((block, own.len(), own.iter().sum())))
 }
 
 fn adapter(args: &InspectArgs) -> Result<()> {
