@@ -68,7 +68,7 @@ impl NativeEngine {
     /// # Errors
     /// [`ErrorKind::DevicePolicy`] unless the policy names the processor; [`ErrorKind::NotFound`] and [`ErrorKind::Io`] for
     /// files; [`ErrorKind::InvalidModel`], which names the tensor or key, and [`ErrorKind::Unsupported`] for mixtures of
-    /// experts and weight types other than F32, F16, BF16 and Q8_0; [`ErrorKind::InvalidConfig`].
+    /// experts and weight types that there are no kernels for; [`ErrorKind::InvalidConfig`].
     #[allow(clippy::needless_pass_by_value)] // A configuration is made for one engine.
     pub fn load(config: NativeConfig) -> Result<Self> {
         static ENGINES: AtomicU64 = AtomicU64::new(0);
@@ -120,7 +120,7 @@ impl NativeEngine {
             capability,
             max_image_patches: config.max_image_patches,
             evidence,
-            compute: Compute { kernels, threads },
+            compute: Compute { kernels, threads, activations: config.activations },
             threads: (threads > 1).then(|| pool_of_threads(threads)).transpose()?,
             pool,
             sequences: HashMap::new(),

@@ -252,6 +252,13 @@ pub struct BenchDecodeArgs {
     /// Measurements; the median is reported, with the smallest and the largest.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub repeats: usize,
+    /// Weight types of the models with random weights: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL or
+    /// IQ4_XS.
+    #[arg(long, value_name = "TYPE,…", value_delimiter = ',', default_value = "Q8_0,Q6_K,Q4_K,Q4_0,F16")]
+    pub types: Vec<String>,
+    /// Multiply quantized weights with activations in f32, and not in eight bits.
+    #[arg(long)]
+    pub exact: bool,
     /// Write the report there, as Markdown.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
