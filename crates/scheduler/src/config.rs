@@ -33,6 +33,10 @@ pub struct SchedulerConfig {
     pub image_cache_bytes: u64,
     /// Encoded images that are kept, in number.
     pub image_cache_entries: usize,
+    /// Adapters that the engine holds, in bytes. Beyond it the least valuable that nobody needs is paged out, and is loaded
+    /// again from its files when a request needs it. One that is loaded for the first time has no size yet and may exceed
+    /// it for that moment.
+    pub adapter_bytes: u64,
     /// Tokens of memory that are made sure of ahead of generation.
     pub reserve_ahead: usize,
     /// How many steps an adapter group stays, where the engine applies adapters to whole batches.
@@ -55,6 +59,7 @@ impl Default for SchedulerConfig {
             max_background: 32,
             image_cache_bytes: 64 << 20,
             image_cache_entries: 32,
+            adapter_bytes: 2 << 30,
             reserve_ahead: 64,
             group_steps: 16,
         }

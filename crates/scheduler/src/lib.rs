@@ -50,6 +50,14 @@
 //!
 //! A prompt of token parts whose messages the tokenizer does not know is kept before its last token.
 //!
+//! # Adapters
+//!
+//! A request's adapters are bound to their current generation when it is accepted, activated ones (aLoRA) to the last place in
+//! the prompt where their invocation tokens stand. One that the prompt does not invoke is not in effect. Up to where they
+//! act, personas share kept pasts with each other and with the base model, and who comes while another still reads the scene
+//! waits for it. Adapters beyond [`adapter_bytes`](SchedulerConfig::adapter_bytes) are paged out and in, between requests, by
+//! [`Residency`](consort_core::Residency) and recency.
+//!
 //! # When it is too much
 //!
 //! A full queue refuses at once. A request of a higher priority takes the slot of a lower one, which goes on later. When
@@ -68,12 +76,14 @@ mod events;
 mod front_end;
 mod images;
 mod keeper;
+mod library;
 mod metrics;
 mod past;
 mod prefix_cache;
 mod sampler;
 mod scheduled;
 mod sequence;
+mod shelf;
 mod step_plan;
 mod stop;
 mod worker;

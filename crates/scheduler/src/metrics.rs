@@ -50,6 +50,10 @@ counters!(
     cached_pasts,
     cached_bytes,
     evicted_pasts,
+    adapters,
+    adapter_bytes,
+    adapter_page_ins,
+    adapter_page_outs,
 );
 
 /// Adds to a counter.

@@ -18,6 +18,7 @@ use consort_core::{
 use crate::config::SchedulerConfig;
 use crate::events::{self, Answerer};
 use crate::front_end::{Border, BorderKind, FrontEnd, Preparer};
+use crate::library::{Delivery, Errand, Library};
 use crate::metrics::{Board, add};
 use crate::past::Past;
 use crate::sequence::{Embed, Reply, Request, Work};
@@ -36,8 +37,8 @@ pub(crate) enum Command {
     /// A reader has caught up or gone away.
     Wake,
     Memory(Answerer<MemoryReport>),
-    LoadAdapter(String, AdapterFiles, Answerer<AdapterInfo>),
-    UnloadAdapter(String, Answerer<()>),
+    /// What the library sends.
+    Adapter(Box<Delivery>),
     Shutdown,
 }
 
@@ -52,7 +53,7 @@ pub(crate) struct Shared {
     pub(crate) board: Board,
     /// What requests can name. A request is bound *and sent* under the read lock, so that whoever changed the registry
     /// knows that all requests bound before are in the channel.
-    pub(crate) adapters: RwLock<BTreeMap<String, AdapterInfo>>,
+    pub(crate) adapters: RwLock<BTreeMap<String, AdapterStatus>>,
     pub(crate) end_tokens: Arc<[TokenId]>,
     next_id: AtomicU64,
 }
@@ -98,6 +99,9 @@ pub struct Scheduled<E> {
     shared: Arc<Shared>,
     commands: Sender<Command>,
     thread: Option<JoinHandle<()>>,
+    /// Present until the drop.
+    library: Option<Library>,
+    librarian: Option<JoinHandle<()>>,
     engine: PhantomData<fn() -> E>,
 }
 
@@ -121,9 +125,11 @@ impl<E: Engine + 'static> Scheduled<E> {
         let (commands, inbox) = mpsc::channel();
         let (ready, boot) = mpsc::sync_channel(1);
         let to_self = commands.clone();
+        let (library, librarian) = Library::new(commands.clone());
+        let to_library = library.clone();
         let thread = std::thread::Builder::new()
             .name("consort-engine".into())
-            .spawn(move || serve(factory, front_end, config, inbox, to_self, &ready))
+            .spawn(move || serve(factory, front_end, config, inbox, (to_self, to_library), &ready))
             .map_err(|error| {
                 Error::new(ErrorKind::Unexpected, "the engine's thread cannot be started").with_source(error)
             })?;
@@ -131,7 +137,14 @@ impl<E: Engine + 'static> Scheduled<E> {
             return Err(Error::new(ErrorKind::Unexpected, "the engine's thread ended while it built the engine"));
         };
         match booted {
-            Ok(shared) => Ok(Self { shared, commands, thread: Some(thread), engine: PhantomData }),
+            Ok(shared) => Ok(Self {
+                shared,
+                commands,
+                thread: Some(thread),
+                library: Some(library),
+                librarian,
+                engine: PhantomData,
+            }),
             Err(error) => {
                 // It has nothing more to do; its result is known.
                 let _ = thread.join();
@@ -146,12 +159,12 @@ fn serve<E: Engine>(
     front_end: FrontEnd,
     config: SchedulerConfig,
     inbox: Receiver<Command>,
-    to_self: Sender<Command>,
+    (to_self, library): (Sender<Command>, Library),
     ready: &mpsc::SyncSender<Result<Arc<Shared>>>,
 ) {
     let booted = factory().and_then(|engine| {
         let shared = Arc::new(Shared::new(&engine, front_end, config)?);
-        Ok((Worker::new(engine, Arc::clone(&shared), inbox, to_self), shared))
+        Ok((Worker::new(engine, Arc::clone(&shared), inbox, to_self, library), shared))
     });
     // Nobody listens only if the caller's thread is gone; then the inbox ends at once.
     match booted {
@@ -219,19 +232,19 @@ impl<E> Scheduled<E> {
         Ok(Place { board, kept: false })
     }
 
-    fn registry(&self) -> RwLockReadGuard<'_, BTreeMap<String, AdapterInfo>> {
+    fn registry(&self) -> RwLockReadGuard<'_, BTreeMap<String, AdapterStatus>> {
         self.shared.adapters.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Binds what a request names to the current generations, activated adapters to where the prompt invokes them.
-    fn bind(&self, registry: &BTreeMap<String, AdapterInfo>, uses: &[AdapterUse], past: &Past) -> Result<AdapterSet> {
+    fn bind(&self, registry: &BTreeMap<String, AdapterStatus>, uses: &[AdapterUse], past: &Past) -> Result<AdapterSet> {
         if !uses.is_empty() && self.shared.capability.adapter_mode == AdapterMode::None {
             return Err(Error::unsupported(self.shared.name, "adapters"));
         }
         let mut bindings = Vec::with_capacity(uses.len());
         let mut idle = Vec::new();
         for wanted in uses {
-            let info = registry.get(&wanted.id).ok_or_else(|| {
+            let AdapterStatus { info, .. } = registry.get(&wanted.id).ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, "no adapter is loaded under this name")
                     .with_context("adapter", wanted.id.clone())
             })?;
@@ -318,6 +331,14 @@ impl<E> Scheduled<E> {
         Box::pin(answer)
     }
 
+    fn errand<T: Send + 'static>(&self, errand: impl FnOnce(Answerer<T>) -> Errand) -> BoxFuture<'_, Result<T>> {
+        let (answerer, answer) = events::question();
+        if let Some(library) = &self.library {
+            library.send(errand(answerer));
+        }
+        Box::pin(answer)
+    }
+
     fn refuse<T: Send + 'static>(error: Error) -> BoxFuture<'static, Result<T>> {
         Box::pin(async { Err(error) })
     }
@@ -328,6 +349,11 @@ impl<E> Drop for Scheduled<E> {
         let _ = self.commands.send(Command::Shutdown);
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!(engine = self.shared.name, "the engine's thread panicked");
+        }
+        self.library = None;
+        if let Some(librarian) = self.librarian.take() {
+            // Its panic, should there be one, was reported on its own thread.
+            let _ = librarian.join();
         }
     }
 }
@@ -428,7 +454,7 @@ impl<E> ModelBackend for Scheduled<E> {
             return Self::refuse(Error::unsupported(self.shared.name, "load_adapter"));
         }
         let id = id.to_owned();
-        self.ask(move |answer| Command::LoadAdapter(id, files, answer))
+        self.errand(move |answer| Errand::Load(id, files, answer))
     }
 
     fn unload_adapter(&self, id: &str) -> BoxFuture<'_, Result<()>> {
@@ -436,12 +462,19 @@ impl<E> ModelBackend for Scheduled<E> {
             return Self::refuse(Error::unsupported(self.shared.name, "unload_adapter"));
         }
         let id = id.to_owned();
-        self.ask(move |answer| Command::UnloadAdapter(id, answer))
+        self.errand(move |answer| Errand::Unload(id, answer))
+    }
+
+    fn set_adapter_residency(&self, id: &str, residency: Residency) -> BoxFuture<'_, Result<()>> {
+        if self.shared.capability.adapter_mode == AdapterMode::None {
+            return Self::refuse(Error::unsupported(self.shared.name, "set_adapter_residency"));
+        }
+        let id = id.to_owned();
+        self.errand(move |answer| Errand::Reside(id, residency, answer))
     }
 
     fn adapters(&self) -> Vec<AdapterStatus> {
-        let status = |info| AdapterStatus { info, residency: Residency::Pinned, resident: true, digest: None };
-        self.registry().values().cloned().map(status).collect()
+        self.registry().values().cloned().collect()
     }
 
     fn tokenize(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>> {

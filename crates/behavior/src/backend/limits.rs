@@ -129,7 +129,8 @@ fn cancel_neighbour(fixture: &BackendFixture) -> Outcome {
 }
 
 fn overload(fixture: &BackendFixture) -> Outcome {
-    let client = Client::with(fixture, BackendSetup { max_running: Some(1), max_queued: Some(1) })?;
+    let client =
+        Client::with(fixture, BackendSetup { max_running: Some(1), max_queued: Some(1), ..BackendSetup::default() })?;
     let running = long(&client)?;
     until(&client, "the first runs", |metrics| metrics.running == 1)?;
     let queued = client.start(request(text(&fixture.engine.prompt(4, 825)), 2))?;

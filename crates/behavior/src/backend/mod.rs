@@ -6,6 +6,7 @@ mod chat;
 mod client;
 mod images;
 mod limits;
+mod paging;
 mod rooms;
 mod sampling;
 mod streams;
@@ -25,6 +26,8 @@ pub struct BackendSetup {
     pub max_queued: Option<usize>,
     /// How many sequences may run at once.
     pub max_running: Option<usize>,
+    /// The most bytes of adapters that the engine may hold.
+    pub adapter_bytes: Option<u64>,
 }
 
 /// A backend that was made for a case.
@@ -125,6 +128,7 @@ pub fn backend_cases(fixture: &BackendFixture) -> Vec<Case> {
     cache::add(&mut list);
     adapters::add(&mut list);
     rooms::add(&mut list);
+    paging::add(&mut list);
     images::add(&mut list);
     chat::add(&mut list);
     list.cases

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use consort_core::{AdapterMode, AdapterSet, Engine, Error, Parked, Result, SeqId};
 
+use super::adapters::AtHand;
 use super::{Closing, Place, Worker, is_pressure};
 use crate::front_end::{Border, BorderKind, choose_borders};
 use crate::images::Audience;
@@ -25,6 +26,7 @@ impl<E: Engine> Worker<E> {
     /// Admits what fits. Whether something changed.
     pub(super) fn admit(&mut self) -> bool {
         let (mut changed, mut index) = (false, 0);
+        self.adapters_wait = false;
         while index < self.queue.len() {
             match self.admit_one(index) {
                 Admission::Left => changed = true,
@@ -41,6 +43,12 @@ impl<E: Engine> Worker<E> {
         if !job.has_room() {
             return Admission::Waits;
         }
+        match self.adapters_at_hand(index) {
+            AtHand::Yes => {}
+            AtHand::Waits => return Admission::Waits,
+            AtHand::Left => return Admission::Left,
+        }
+        let Some(job) = self.queue.get(index) else { return Admission::Full };
         // One adapter set for the whole engine: the next one waits until the last sequence of the other has ended.
         let exclusive = self.shared.capability.adapter_mode == AdapterMode::Exclusive;
         if exclusive && self.running.iter().any(|other| other.adapters != job.adapters) {

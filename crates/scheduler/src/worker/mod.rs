@@ -13,12 +13,15 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
 use consort_core::{AdapterKey, AdapterMode, Engine, Error, ErrorKind, Event, FinishReason, PrefixReuse};
 
+use crate::events::Answerer;
 use crate::images::{Advanced, Images, Wanted};
 use crate::keeper::{Keeper, Order};
+use crate::library::Library;
 use crate::metrics::add;
 use crate::prefix_cache::PrefixCache;
 use crate::scheduled::{Command, Shared};
 use crate::sequence::{End, Job, Work};
+use crate::shelf::Shelf;
 use crate::step_plan::GroupTurns;
 
 /// Whether a later release of memory or of a slot can help.
@@ -56,10 +59,22 @@ pub(crate) struct Worker<E: Engine> {
     generation: u64,
     /// Adapters that no new request can name, to be unloaded when the last old one has ended.
     retiring: Vec<AdapterKey>,
+    shelf: Shelf,
+    library: Library,
+    /// Who waits until an adapter is pinned.
+    pinning: Vec<(AdapterKey, Answerer<()>)>,
+    /// Somebody in the queue waits for adapters to give room to its own.
+    adapters_wait: bool,
 }
 
 impl<E: Engine> Worker<E> {
-    pub(crate) fn new(engine: E, shared: Arc<Shared>, inbox: Receiver<Command>, commands: Sender<Command>) -> Self {
+    pub(crate) fn new(
+        engine: E,
+        shared: Arc<Shared>,
+        inbox: Receiver<Command>,
+        commands: Sender<Command>,
+        library: Library,
+    ) -> Self {
         let config = &shared.config;
         let cache = PrefixCache::new(config.cache_bytes, config.cache_entries, config.remembered_prompts);
         let images = Images::new(config.image_cache_bytes, config.image_cache_entries, shared.info.hidden_size);
@@ -75,6 +90,10 @@ impl<E: Engine> Worker<E> {
             keeper,
             generation: 0,
             retiring: Vec::new(),
+            shelf: Shelf::new(config.adapter_bytes),
+            library,
+            pinning: Vec::new(),
+            adapters_wait: false,
             shared,
         }
     }
@@ -120,8 +139,7 @@ impl<E: Engine> Worker<E> {
             Command::Accept(request) | Command::Keep(request) => self.enqueue(Job::from(*request)),
             Command::Wake => {}
             Command::Memory(answer) => answer.answer(Ok(self.engine.memory())),
-            Command::LoadAdapter(id, files, answer) => answer.answer(self.load_adapter(&id, files)),
-            Command::UnloadAdapter(id, answer) => answer.answer(self.unload_adapter(&id)),
+            Command::Adapter(delivery) => self.receive(*delivery),
             Command::Shutdown => return false,
         }
         true
@@ -280,10 +298,15 @@ impl<E: Engine> Worker<E> {
     fn publish(&self) {
         let counters = &self.shared.board.counters;
         let (pasts, bytes, evicted) = self.cache.counts();
+        let (adapters, adapter_bytes) = self.shelf.held();
         for (counter, value) in [
             (&counters.cached_pasts, pasts),
             (&counters.cached_bytes, bytes),
             (&counters.evicted_pasts, evicted),
+            (&counters.adapters, adapters),
+            (&counters.adapter_bytes, adapter_bytes),
+            (&counters.adapter_page_ins, self.shelf.page_ins),
+            (&counters.adapter_page_outs, self.shelf.page_outs),
             (&counters.images_encoded, self.images.encoded),
             (&counters.images_reused, self.images.reused),
         ] {

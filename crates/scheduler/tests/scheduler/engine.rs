@@ -455,7 +455,8 @@ impl Engine for HashEngine {
         }
         assert!(self.adapters.insert(source.key.clone(), digest(weights)).is_none(), "a generation was reused");
         self.control.adapters.store(self.adapters.len(), Ordering::SeqCst);
-        Ok(AdapterInfo { key: source.key.clone(), rank: 1, layers: 1, bytes: 1, invocation_tokens: None })
+        let invocation_tokens = weights.starts_with(b"activated").then(|| vec![1, 2]);
+        Ok(AdapterInfo { key: source.key.clone(), rank: 1, layers: 1, bytes: 1, invocation_tokens })
     }
 
     fn unload_adapter(&mut self, key: &AdapterKey) -> Result<()> {
