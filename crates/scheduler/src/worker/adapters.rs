@@ -35,6 +35,11 @@ impl<E: Engine> Worker<E> {
             .with_context("key", "alora_invocation_tokens")
             .with_context("adapter", id));
         }
+        let bytes = self.engine.memory().adapters;
+        self.books(|books| {
+            books.metrics.adapters += 1;
+            books.metrics.adapter_bytes = bytes;
+        });
         let before = self.registry().insert(id.to_owned(), info.clone());
         self.retiring.extend(before.map(|before| before.key));
         Ok(info)
@@ -69,6 +74,11 @@ impl<E: Engine> Worker<E> {
             if let Err(error) = self.engine.unload_adapter(&key) {
                 tracing::warn!(%error, adapter = &*key.id, "an adapter could not be unloaded");
             }
+            let bytes = self.engine.memory().adapters;
+            self.books(|books| {
+                books.metrics.adapters = books.metrics.adapters.saturating_sub(1);
+                books.metrics.adapter_bytes = bytes;
+            });
         }
     }
 }
