@@ -58,6 +58,11 @@ impl Library {
         (Self { errands: thread.is_some().then_some(errands), commands }, thread)
     }
 
+    /// Without a thread: for a simulation.
+    pub(crate) fn here(commands: Sender<Command>) -> Self {
+        Self { errands: None, commands }
+    }
+
     pub(crate) fn send(&self, errand: Errand) {
         let left = match &self.errands {
             Some(errands) => errands.send(errand).err().map(|mpsc::SendError(errand)| errand),

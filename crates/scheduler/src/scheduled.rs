@@ -15,11 +15,13 @@ use consort_core::{
     SpecialTokens, TokenId, Usage,
 };
 
+use crate::clock::Clock;
 use crate::config::SchedulerConfig;
 use crate::events::{self, Answerer};
 use crate::front_end::{Border, BorderKind, FrontEnd, Preparer};
+use crate::keeper::Keeper;
 use crate::library::{Delivery, Errand, Library};
-use crate::metrics::{Board, add};
+use crate::metrics::{Board, Ended};
 use crate::past::Past;
 use crate::sequence::{Embed, Reply, Request, Work};
 use crate::stop::StopMatcher;
@@ -37,6 +39,7 @@ pub(crate) enum Command {
     /// A reader has caught up or gone away.
     Wake,
     Memory(Answerer<MemoryReport>),
+    ClearCache(Answerer<()>),
     /// What the library sends.
     Adapter(Box<Delivery>),
     Shutdown,
@@ -51,6 +54,7 @@ pub(crate) struct Shared {
     pub(crate) config: SchedulerConfig,
     pub(crate) preparer: Preparer,
     pub(crate) board: Board,
+    pub(crate) clock: Clock,
     /// What requests can name. A request is bound *and sent* under the read lock, so that whoever changed the registry
     /// knows that all requests bound before are in the channel.
     pub(crate) adapters: RwLock<BTreeMap<String, AdapterStatus>>,
@@ -59,7 +63,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(engine: &impl Engine, front_end: FrontEnd, config: SchedulerConfig) -> Result<Self> {
+    pub(crate) fn new(
+        engine: &impl Engine,
+        front_end: FrontEnd,
+        config: SchedulerConfig,
+        clock: Clock,
+    ) -> Result<Self> {
         let (name, info, capability) = (engine.name(), engine.info().clone(), engine.capability());
         let most = match info.context_length {
             0 => capability.max_sequence_tokens,
@@ -74,6 +83,7 @@ impl Shared {
             info,
             capability,
             board: Board::default(),
+            clock,
             adapters: RwLock::default(),
             next_id: AtomicU64::new(0),
         })
@@ -98,6 +108,7 @@ impl Shared {
 pub struct Scheduled<E> {
     shared: Arc<Shared>,
     commands: Sender<Command>,
+    /// `None` in a simulation, where the caller's thread does the work.
     thread: Option<JoinHandle<()>>,
     /// Present until the drop.
     library: Option<Library>,
@@ -163,8 +174,9 @@ fn serve<E: Engine>(
     ready: &mpsc::SyncSender<Result<Arc<Shared>>>,
 ) {
     let booted = factory().and_then(|engine| {
-        let shared = Arc::new(Shared::new(&engine, front_end, config)?);
-        Ok((Worker::new(engine, Arc::clone(&shared), inbox, to_self, library), shared))
+        let shared = Arc::new(Shared::new(&engine, front_end, config, Clock::System)?);
+        let keeper = (shared.config.cache_bytes > 0).then(|| Keeper::threaded(Arc::clone(&shared), to_self));
+        Ok((Worker::new(engine, Arc::clone(&shared), inbox, keeper, library), shared))
     });
     // Nobody listens only if the caller's thread is gone; then the inbox ends at once.
     match booted {
@@ -187,13 +199,14 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            self.board.update(|gauges| gauges.queued = gauges.queued.saturating_sub(1));
+            self.board.update(|books| books.placing = books.placing.saturating_sub(1));
         }
     }
 }
 
 /// What distinguishes requests on their way to the engine's thread.
 struct Submission<'a> {
+    arrived: Instant,
     prompt: Prompt,
     adapters: &'a [AdapterUse],
     priority: Priority,
@@ -201,6 +214,11 @@ struct Submission<'a> {
 }
 
 impl<E> Scheduled<E> {
+    /// The handle of a worker that somebody else drives.
+    pub(crate) fn driven(shared: Arc<Shared>, commands: Sender<Command>, library: Library) -> Self {
+        Self { shared, commands, thread: None, library: Some(library), librarian: None, engine: PhantomData }
+    }
+
     /// Waits until nothing is queued or running and every finished turn was kept. For tests, benches and demonstrations.
     ///
     /// # Errors
@@ -209,24 +227,34 @@ impl<E> Scheduled<E> {
         self.shared.board.wait_idle(timeout)
     }
 
+    /// Gives up every kept past and every kept picture, and forgets the prompts of late; what runs goes on. For tests and
+    /// measurements, and for applications that want the memory back.
+    ///
+    /// # Errors
+    /// When the engine's thread has ended.
+    pub fn clear_cache(&self) -> BoxFuture<'_, Result<()>> {
+        self.ask(Command::ClearCache)
+    }
+
     fn gone(&self) -> Error {
-        Error::new(ErrorKind::Cancelled, "the engine's thread has ended").with_backend(self.shared.name)
+        let ended = self.shared.board.update(|books| books.ended);
+        ended.unwrap_or(Ended::ShutDown).error().with_backend(self.shared.name)
     }
 
     fn place(&self) -> Result<Place<'_>> {
         let (board, most) = (&self.shared.board, self.shared.config.max_queued as u64);
-        board.update(|gauges| {
-            if gauges.dead {
-                return Err(self.gone());
+        board.update(|books| {
+            if let Some(ended) = books.ended {
+                return Err(ended.error().with_backend(self.shared.name));
             }
-            if gauges.queued >= most {
-                add(&board.counters.refused, 1);
+            if books.metrics.queued + books.placing >= most {
+                books.metrics.refused += 1;
                 return Err(Error::new(ErrorKind::Overloaded, "the queue is full; try again when a reply has ended")
                     .with_backend(self.shared.name)
                     .with_operation("scheduler::generate")
                     .with_context("max_queued", most.to_string()));
             }
-            gauges.queued += 1;
+            books.placing += 1;
             Ok(())
         })?;
         Ok(Place { board, kept: false })
@@ -299,12 +327,22 @@ impl<E> Scheduled<E> {
             past,
             borders,
             work,
+            arrived: submission.arrived,
         };
+        // In the books before it is sent: the worker may close it before this thread goes on.
+        place.kept = true;
+        shared.board.update(|books| {
+            books.placing = books.placing.saturating_sub(1);
+            match books.ended {
+                Some(ended) => Err(ended.error().with_backend(shared.name)),
+                None => {
+                    books.accept(submission.priority, prompt_tokens);
+                    Ok(())
+                }
+            }
+        })?;
         self.commands.send(Command::Accept(Box::new(request))).map_err(|_| self.gone())?;
         drop(registry);
-        place.kept = true;
-        add(&shared.board.counters.requests, 1);
-        add(&shared.board.counters.prompt_tokens, prompt_tokens as u64);
         Ok(())
     }
 
@@ -325,8 +363,11 @@ impl<E> Scheduled<E> {
     }
 
     fn ask<T: Send + 'static>(&self, command: impl FnOnce(Answerer<T>) -> Command) -> BoxFuture<'_, Result<T>> {
+        if let Some(ended) = self.shared.board.update(|books| books.ended) {
+            return Self::refuse(ended.error().with_backend(self.shared.name));
+        }
         let (answerer, answer) = events::question();
-        // When the thread is gone the answerer is dropped with the command, which answers.
+        // When the thread is gone by now the answerer is dropped with the command, which answers.
         let _ = self.commands.send(command(answerer));
         Box::pin(answer)
     }
@@ -380,12 +421,12 @@ impl<E> ModelBackend for Scheduled<E> {
     }
 
     fn metrics(&self) -> Metrics {
-        self.shared.board.snapshot()
+        self.shared.board.snapshot(self.shared.clock.now())
     }
 
     fn generate(&self, request: GenerateRequest) -> Result<EventStream> {
-        let arrived = Instant::now();
         let shared = &self.shared;
+        let arrived = shared.clock.now();
         request.sampling.validate()?;
         Capability::require(shared.capability.logprobs, shared.name, "generate")?;
         self.check_declared(&request)?;
@@ -403,6 +444,7 @@ impl<E> ModelBackend for Scheduled<E> {
         let wake: events::Wake = Arc::new(move || drop(commands.send(Command::Wake)));
         let (sender, receiver) = events::channel(shared.config.event_buffer, wake);
         let submission = Submission {
+            arrived,
             prompt: request.prompt,
             adapters: &request.adapters,
             priority: request.priority,
@@ -421,9 +463,11 @@ impl<E> ModelBackend for Scheduled<E> {
                 logprobs: request.logprobs.map(|count| count as usize),
                 conversation: conversation.filter(|_| request.prefix_reuse == PrefixReuse::Shared),
                 arrived,
+                deadlines: request.deadlines,
                 started: false,
                 usage: Usage { prompt_tokens, ..Usage::default() },
                 first_token: None,
+                last_token: None,
                 text: String::new(),
             }))
         })?;
@@ -436,6 +480,7 @@ impl<E> ModelBackend for Scheduled<E> {
         }
         let (answerer, answer) = events::question();
         let submission = Submission {
+            arrived: self.shared.clock.now(),
             prompt: request.prompt,
             adapters: &request.adapters,
             priority: Priority::Interactive,

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use consort_core::{
-    AdapterSet, Error, Event, FinishReason, ImageHandle, Parked, Pooling, PrefixReuse, Priority, Result, Sampling,
-    SeqId, Step, TokenId, Usage, Want,
+    AdapterSet, Deadlines, Error, Event, FinishReason, ImageHandle, Parked, Pooling, PrefixReuse, Priority, Result,
+    Sampling, SeqId, Step, TokenId, Usage, Want,
 };
 use consort_text::Detokenizer;
 
+use crate::aging::Standing;
 use crate::events::{Answerer, EventSender};
 use crate::front_end::{Border, BorderKind, Conversation};
 use crate::images::{Audience, ImageKey, Wanted};
@@ -40,9 +41,12 @@ pub(crate) struct Reply {
     pub(crate) logprobs: Option<usize>,
     pub(crate) conversation: Option<Arc<Conversation>>,
     pub(crate) arrived: Instant,
+    pub(crate) deadlines: Deadlines,
     pub(crate) started: bool,
     pub(crate) usage: Usage,
     pub(crate) first_token: Option<Instant>,
+    /// When its last token came, unless its reader has held it up since.
+    pub(crate) last_token: Option<Instant>,
     /// All text that was delivered, while it may be needed to keep the turn.
     pub(crate) text: String,
 }
@@ -56,8 +60,8 @@ pub(crate) enum Said {
 }
 
 impl Reply {
-    /// Takes the logits of the next token.
-    pub(crate) fn hear(&mut self, row: &[f32]) -> Result<Said> {
+    /// Takes the logits of the next token, which came at `now`.
+    pub(crate) fn hear(&mut self, row: &[f32], now: Instant) -> Result<Said> {
         if !self.started {
             self.started = true;
             self.events.send(Event::Started(self.usage));
@@ -70,7 +74,6 @@ impl Reply {
             Some(count) => vec![sampler::logprobs(row, token, count)?],
             None => Vec::new(),
         };
-        let now = Instant::now();
         let first = *self.first_token.get_or_insert(now);
         self.usage.time_to_first_token = Some(first.saturating_duration_since(self.arrived));
         self.usage.decode_time = now.saturating_duration_since(first);
@@ -174,6 +177,7 @@ pub(crate) struct Request {
     pub(crate) past: Past,
     pub(crate) borders: Vec<Border>,
     pub(crate) work: Work,
+    pub(crate) arrived: Instant,
 }
 
 /// A request on the engine's thread, to its end.
@@ -194,12 +198,23 @@ pub(crate) struct Job {
     pub(crate) admitted_before: bool,
     pub(crate) replays: u32,
     pub(crate) end: Option<End>,
+    /// How its turn comes nearer.
+    pub(crate) standing: Standing,
+    /// Since when it has waited for a slot.
+    pub(crate) queued_since: Instant,
+    /// How many of its tokens an engine's sequence ever held: what it computes before is computed again.
+    pub(crate) furthest: usize,
 }
 
 impl From<Request> for Job {
     fn from(request: Request) -> Self {
-        let Request { id, priority, reuse, adapters, past, borders, work } = request;
+        let Request { id, priority, reuse, adapters, past, borders, work, arrived } = request;
+        // Nobody waits for a turn that is kept.
+        let ages = !matches!(work, Work::Keep);
         Self {
+            standing: Standing::new(priority, ages, arrived),
+            queued_since: arrived,
+            furthest: 0,
             id,
             priority,
             reuse,
@@ -229,11 +244,6 @@ impl Job {
     pub(crate) fn lasting_adapters(&self) -> AdapterSet {
         let turn = self.borders.iter().find(|border| border.kind == BorderKind::Turn);
         self.adapters.within(turn.map_or(self.prompt_len, |turn| turn.at))
-    }
-
-    /// Who comes first in the queue: the higher priority, then the older one.
-    pub(crate) fn comes_before(&self, other: &Self) -> bool {
-        (other.priority, self.id) < (self.priority, other.id)
     }
 
     pub(crate) fn is_keep(&self) -> bool {
@@ -267,6 +277,13 @@ impl Job {
             Work::Reply(reply) => reply.events.is_cancelled(),
             Work::Embed(embed) => embed.answer.is_abandoned(),
             Work::Keep => false,
+        }
+    }
+
+    /// The next token comes late, and the engine is not to blame.
+    pub(crate) fn forget_last_token(&mut self) {
+        if let Work::Reply(reply) = &mut self.work {
+            reply.last_token = None;
         }
     }
 

@@ -4,6 +4,7 @@ mod adapters;
 mod cache;
 mod chat;
 mod client;
+mod fairness;
 mod images;
 mod limits;
 mod paging;
@@ -125,6 +126,7 @@ pub fn backend_cases(fixture: &BackendFixture) -> Vec<Case> {
     streams::add(&mut list);
     sampling::add(&mut list);
     limits::add(&mut list);
+    fairness::add(&mut list);
     cache::add(&mut list);
     adapters::add(&mut list);
     rooms::add(&mut list);
