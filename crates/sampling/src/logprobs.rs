@@ -11,7 +11,7 @@ use crate::row::{self, best_first};
 /// [`ErrorKind::Unexpected`](consort_core::ErrorKind::Unexpected) when the logits are not numbers.
 pub fn logprobs(row: &[f32], chosen: TokenId, count: usize, workspace: &mut Workspace) -> Result<PositionLogprobs> {
     let top = row::checked_top(row)?;
-    let log_total = row::mass(row, top).ln();
+    let log_total = row::mass(row, top, f32::MIN).ln();
     let of = |logit: f32| (f64::from(logit - top) - log_total) as f32;
     let logit = row.get(chosen as usize).copied().unwrap_or(f32::NEG_INFINITY);
     let best = &mut workspace.best;

@@ -46,21 +46,31 @@ impl<'a> Pool<'a> {
 
     /// Calls `visit` with blocks of logits and of the ids' beginning: in a listed pool the index in the list. What is not in
     /// the pool has −∞.
+    #[inline(always)]
     fn blocks(&self, mut visit: impl FnMut(&[f32], usize)) {
-        let mut buffer = [0.0f32; BLOCK];
-        if self.listed {
-            for (index, block) in self.buffers.list.chunks(BLOCK).enumerate() {
-                buffer.iter_mut().zip(block).for_each(|(logit, candidate)| *logit = candidate.1);
-                visit(buffer.get(..block.len()).unwrap_or_default(), index * BLOCK);
-            }
-        } else {
-            for (index, block) in self.row.chunks(BLOCK).enumerate() {
-                for (logit, &value) in buffer.iter_mut().zip(block) {
-                    *logit = if value >= self.floor { value } else { f32::NEG_INFINITY };
+        let (list, all) = (&self.buffers.list, self.row);
+        let count = if self.listed { list.len() } else { all.len() };
+        row::wide(|| {
+            let mut buffer = [f32::NEG_INFINITY; BLOCK];
+            for start in (0..count).step_by(BLOCK) {
+                let end = (start + BLOCK).min(count);
+                let mut found = self.listed;
+                if self.listed {
+                    for (logit, candidate) in buffer.iter_mut().zip(&list[start..end]) {
+                        *logit = candidate.1;
+                    }
+                } else {
+                    for (logit, &value) in buffer.iter_mut().zip(&all[start..end]) {
+                        found |= value >= self.floor;
+                        *logit = if value >= self.floor { value } else { f32::NEG_INFINITY };
+                    }
                 }
-                visit(buffer.get(..block.len()).unwrap_or_default(), index * BLOCK);
+                // Most of a row that a grammar masks.
+                if found {
+                    visit(&buffer[..end - start], start);
+                }
             }
-        }
+        });
     }
 
     /// Keeps who satisfies `keep`, on a list.
@@ -101,7 +111,7 @@ impl<'a> Pool<'a> {
     }
 
     fn mass(&self) -> f64 {
-        if self.listed { self.moments().0 } else { row::moments(self.row, self.top, self.floor).0 }
+        if self.listed { self.moments().0 } else { row::mass(self.row, self.top, self.floor) }
     }
 
     pub(crate) fn top_n_sigma(&mut self, sigmas: f32) {
@@ -162,7 +172,7 @@ impl<'a> Pool<'a> {
                 mass >= target
             });
             if let Some(&worst) = worst {
-                self.floor = worst.1;
+                self.raise_floor(worst.1);
                 self.retain(|candidate| best_first(candidate, &worst) != Ordering::Greater);
                 return;
             }

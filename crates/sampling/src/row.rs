@@ -12,6 +12,13 @@ pub(crate) const LANES: usize = 16;
 /// Sums are taken over so many tokens in single precision, then in double.
 pub(crate) const BLOCK: usize = 256;
 
+/// Runs a pass compiled for the widest vectors that this processor has. No operation is contracted or reordered, so the bits
+/// are the same on all of them.
+#[inline(always)]
+pub(crate) fn wide<R>(pass: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(pass)
+}
+
 /// Descending logit, then ascending id. Logits are checked to hold no NaN.
 pub(crate) fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal).then(a.0.cmp(&b.0))
@@ -45,8 +52,19 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// # Errors
 /// [`ErrorKind::Unexpected`] when the row is empty, or holds a NaN or +∞.
 pub(crate) fn checked_top(row: &[f32]) -> Result<f32> {
+    let (sane, top) = wide(|| top_of(row));
+    if row.is_empty() || !sane {
+        return Err(Error::new(ErrorKind::Unexpected, "the engine gave logits that are not numbers")
+            .with_operation("sampling::sample")
+            .with_context("vocab_size", row.len().to_string()));
+    }
+    Ok(top)
+}
+
+/// Whether all are numbers or −∞, and the highest.
+#[inline(always)]
+fn top_of(row: &[f32]) -> (bool, f32) {
     let mut best = [f32::NEG_INFINITY; LANES];
-    // Sums of differences that are 0 for numbers and for −∞ alone: a NaN or +∞ shows in them.
     let mut strange = [0u32; LANES];
     let mut look = |lane: usize, value: f32| {
         let sane = value < f32::INFINITY;
@@ -62,23 +80,15 @@ pub(crate) fn checked_top(row: &[f32]) -> Result<f32> {
             look(lane, value);
         }
     }
-    if row.is_empty() || strange.into_iter().any(|lane| lane != 0) {
-        return Err(Error::new(ErrorKind::Unexpected, "the engine gave logits that are not numbers")
-            .with_operation("sampling::sample")
-            .with_context("vocab_size", row.len().to_string()));
-    }
-    Ok(best.into_iter().fold(f32::NEG_INFINITY, f32::max))
+    (strange.into_iter().all(|lane| lane == 0), best.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
 
 /// The first place of a value that is known to be in the row.
 pub(crate) fn place_of(row: &[f32], value: f32) -> TokenId {
-    let mut start = 0;
-    for chunk in row.chunks(BLOCK) {
-        if chunk.iter().fold(false, |found, &logit| found | (logit == value)) {
-            break;
-        }
-        start += chunk.len();
-    }
+    let start = wide(|| {
+        let has = |chunk: &[f32]| chunk.iter().fold(false, |found, &logit| found | (logit == value));
+        row.chunks(BLOCK).position(has).unwrap_or(0) * BLOCK
+    });
     let rest = row.get(start..).unwrap_or_default();
     (start + rest.iter().position(|&logit| logit == value).unwrap_or(0)) as TokenId
 }
@@ -87,19 +97,26 @@ pub(crate) fn place_of(row: &[f32], value: f32) -> TokenId {
 pub(crate) fn at_least(row: &[f32], floor: f32, mut visit: impl FnMut(Candidate)) {
     // −∞ is forbidden, whatever the floor.
     let floor = floor.max(f32::MIN);
-    for (index, chunk) in row.chunks(2 * LANES).enumerate() {
-        if chunk.iter().fold(false, |found, &logit| found | (logit >= floor)) {
-            for (offset, &logit) in chunk.iter().enumerate() {
-                if logit >= floor {
-                    visit(((index * 2 * LANES + offset) as TokenId, logit));
+    wide(|| {
+        for (index, chunk) in row.chunks(2 * LANES).enumerate() {
+            if chunk.iter().fold(false, |found, &logit| found | (logit >= floor)) {
+                for (offset, &logit) in chunk.iter().enumerate() {
+                    if logit >= floor {
+                        visit(((index * 2 * LANES + offset) as TokenId, logit));
+                    }
                 }
             }
         }
-    }
+    });
 }
 
 /// The `k` best of a row, in no order, in one pass that mostly only compares. −∞ is taken only where nothing better is left.
 pub(crate) fn best(row: &[f32], k: usize, kept: &mut Vec<Candidate>) {
+    wide(|| best_of(row, k, kept));
+}
+
+#[inline(always)]
+fn best_of(row: &[f32], k: usize, kept: &mut Vec<Candidate>) {
     kept.clear();
     let k = k.min(row.len());
     if k == 0 {
@@ -131,6 +148,11 @@ pub(crate) fn best(row: &[f32], k: usize, kept: &mut Vec<Candidate>) {
 
 /// Sums over the tokens whose logit is at least `floor`: Σ eᵈ and Σ d·eᵈ with d = logit − `top`.
 pub(crate) fn moments(row: &[f32], top: f32, floor: f32) -> (f64, f64) {
+    wide(|| moments_of(row, top, floor))
+}
+
+#[inline(always)]
+fn moments_of(row: &[f32], top: f32, floor: f32) -> (f64, f64) {
     let (mut mass, mut moment) = (0.0, 0.0);
     for block in row.chunks(BLOCK) {
         let (mut masses, mut moments) = ([0.0f32; LANES], [0.0f32; LANES]);
@@ -156,18 +178,23 @@ pub(crate) fn moments(row: &[f32], top: f32, floor: f32) -> (f64, f64) {
     (mass, moment)
 }
 
-/// Σ e^(logit − top).
-pub(crate) fn mass(row: &[f32], top: f32) -> f64 {
+/// Σ e^(logit − top) over the tokens whose logit is at least `floor`.
+pub(crate) fn mass(row: &[f32], top: f32, floor: f32) -> f64 {
+    wide(|| mass_of(row, top, floor))
+}
+
+#[inline(always)]
+fn mass_of(row: &[f32], top: f32, floor: f32) -> f64 {
     let mut mass = 0.0;
     for block in row.chunks(BLOCK) {
         let mut masses = [0.0f32; LANES];
         let chunks = block.chunks_exact(LANES);
         for (lane, &logit) in chunks.remainder().iter().enumerate() {
-            masses[lane] += exp(logit - top);
+            masses[lane] += if logit >= floor { exp(logit - top) } else { 0.0 };
         }
         for chunk in chunks {
             for (mass, &logit) in masses.iter_mut().zip(chunk) {
-                *mass += exp(logit - top);
+                *mass += if logit >= floor { exp(logit - top) } else { 0.0 };
             }
         }
         mass += f64::from(masses.iter().sum::<f32>());
@@ -177,6 +204,11 @@ pub(crate) fn mass(row: &[f32], top: f32) -> f64 {
 
 /// How many logits are above −∞, and their standard deviation (divided by their number).
 pub(crate) fn spread(row: &[f32], top: f32) -> (usize, f64) {
+    wide(|| spread_of(row, top))
+}
+
+#[inline(always)]
+fn spread_of(row: &[f32], top: f32) -> (usize, f64) {
     let (mut count, mut sum, mut squares) = (0u64, 0.0f64, 0.0f64);
     for block in row.chunks(BLOCK) {
         let (mut counts, mut sums, mut square_sums) = ([0u32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
@@ -259,7 +291,7 @@ mod tests {
             prop_assert!((mass_kept - expected).abs() <= 1e-5 * expected.max(1.0));
             let expected: f64 = kept.iter().map(|&v| far(v).exp() * far(v)).sum();
             prop_assert!((moment - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{moment} {expected}");
-            prop_assert!((mass(&values, top) - moments(&values, top, f32::MIN).0).abs() < 1e-4);
+            prop_assert!((mass(&values, top, f32::MIN) - moments(&values, top, f32::MIN).0).abs() < 1e-4);
             let mean: f64 = values.iter().map(|&v| far(v)).sum::<f64>() / values.len() as f64;
             let deviation = (values.iter().map(|&v| (far(v) - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
             let (count, got) = spread(&values, top);
