@@ -9,6 +9,7 @@ mod limits;
 mod rooms;
 mod sampling;
 mod streams;
+mod structure;
 
 use std::fmt;
 use std::sync::Arc;
@@ -121,6 +122,7 @@ pub fn backend_cases(fixture: &BackendFixture) -> Vec<Case> {
     let mut list = List { fixture: Arc::new(fixture.clone()), cases: Vec::new() };
     streams::add(&mut list);
     sampling::add(&mut list);
+    structure::add(&mut list);
     limits::add(&mut list);
     cache::add(&mut list);
     adapters::add(&mut list);
