@@ -100,6 +100,18 @@
 //! All time is read from one clock. [`Simulation`] drives the same loop on a [`VirtualClock`], turn by turn on the caller's
 //! thread: `tests/simulate` sends thousands of arrivals through it and checks the rules above at each turn.
 //!
+//! # Choosing
+//!
+//! Tokens are chosen by `consort-sampling`, on the engine's thread: a step of it costs a fraction of a millisecond. A reply
+//! that has a structure is held to it by `consort-grammar`. Its grammar is compiled on the caller's thread, inside
+//! [`generate`](consort_core::ModelBackend::generate); what it allows next is worked out on other threads while the model
+//! computes the next logits. Where the prompt leaves the model's reasoning open, the structure begins after `</think>`: the
+//! model may reason freely before, but not end there. Sampler and matcher belong to the reply, so one that was suspended and
+//! computed anew goes on where it was.
+//!
+//! Log probabilities of a prompt are read off as it is prefilled, without the prefix cache, in steps so small that few rows of
+//! the vocabulary are in memory at a time.
+//!
 //! # Replies
 //!
 //! The ids in `Tokens` events do not include the token that ended the reply; it stands in the `FinishReason` and counts in
@@ -107,6 +119,7 @@
 #![forbid(unsafe_code)]
 
 mod aging;
+mod chooser;
 mod clock;
 mod config;
 mod events;
@@ -114,11 +127,12 @@ mod front_end;
 mod images;
 mod keeper;
 mod library;
+mod masks;
 mod metrics;
 mod pace;
 mod past;
 mod prefix_cache;
-mod sampler;
+mod prompt_logprobs;
 mod scheduled;
 mod sequence;
 mod shelf;

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use consort_core::{
     AdapterBinding, AdapterFiles, AdapterInfo, AdapterMode, AdapterSet, AdapterStatus, AdapterUse, BoxFuture,
-    Capability, DeviceEvidence, EmbedRequest, EndTokens, Engine, Error, ErrorKind, EventStream, GenerateRequest,
-    MemoryReport, Metrics, ModelBackend, ModelInfo, PrefixReuse, Priority, Prompt, Residency, Result, Sampling,
-    SpecialTokens, TokenId, Usage,
+    Capability, DeviceEvidence, EmbedRequest, Engine, Error, ErrorKind, EventStream, GenerateRequest, MemoryReport,
+    Metrics, ModelBackend, ModelInfo, PrefixReuse, Priority, Prompt, Residency, Result, SpecialTokens, TokenId, Usage,
 };
 
+use crate::chooser::Choosing;
 use crate::clock::Clock;
 use crate::config::SchedulerConfig;
 use crate::events::{self, Answerer};
@@ -23,6 +23,7 @@ use crate::keeper::Keeper;
 use crate::library::{Delivery, Errand, Library};
 use crate::metrics::{Board, Ended};
 use crate::past::Past;
+use crate::prompt_logprobs::PromptLogprobs;
 use crate::sequence::{Embed, Reply, Request, Work};
 use crate::stop::StopMatcher;
 use crate::worker::Worker;
@@ -58,7 +59,7 @@ pub(crate) struct Shared {
     /// What requests can name. A request is bound *and sent* under the read lock, so that whoever changed the registry
     /// knows that all requests bound before are in the channel.
     pub(crate) adapters: RwLock<BTreeMap<String, AdapterStatus>>,
-    pub(crate) end_tokens: Arc<[TokenId]>,
+    pub(crate) choosing: Choosing,
     next_id: AtomicU64,
 }
 
@@ -74,11 +75,14 @@ impl Shared {
             0 => capability.max_sequence_tokens,
             context => capability.max_sequence_tokens.min(context),
         };
+        let preparer = Preparer::new(front_end, name, &info, most);
+        let choosing = Choosing::new(name, &info, preparer.tokenizer().cloned())?;
+        let capability = Capability { structured_output: capability.logprobs && choosing.structures(), ..capability };
         Ok(Self {
             name,
-            preparer: Preparer::new(front_end, name, &info, most),
+            preparer,
             config: config.within(&capability)?,
-            end_tokens: info.stop_tokens.clone().into(),
+            choosing,
             evidence: engine.evidence(),
             info,
             capability,
@@ -300,7 +304,7 @@ impl<E> Scheduled<E> {
     fn submit(
         &self,
         submission: Submission<'_>,
-        work: impl FnOnce(usize, Option<Arc<crate::front_end::Conversation>>) -> Work,
+        work: impl FnOnce(&Past, Option<Arc<crate::front_end::Conversation>>) -> Result<Work>,
     ) -> Result<()> {
         let shared = &self.shared;
         let mut place = self.place()?;
@@ -312,7 +316,7 @@ impl<E> Scheduled<E> {
             Capability::require(shared.capability.image_input, shared.name, "image input")?;
         }
         let prompt_tokens = past.len();
-        let work = work(prompt_tokens, prepared.conversation);
+        let work = work(&past, prepared.conversation)?;
         let registry = self.registry();
         let adapters = self.bind(&registry, submission.adapters, &past)?;
         let mut borders = prepared.borders;
@@ -344,22 +348,6 @@ impl<E> Scheduled<E> {
         self.commands.send(Command::Accept(Box::new(request))).map_err(|_| self.gone())?;
         drop(registry);
         Ok(())
-    }
-
-    /// What is not there yet is refused by its name.
-    fn check_declared(&self, request: &GenerateRequest) -> Result<()> {
-        let Sampling { temperature, top_k, top_p, min_p, seed, .. } = request.sampling;
-        let plain = Sampling { temperature, top_k, top_p, min_p, seed, ..Sampling::default() };
-        let name = self.shared.name;
-        Capability::require(request.sampling == plain, name, "penalties, logit bias and the filters beyond min p")?;
-        let rules = &request.stop;
-        Capability::require(
-            rules.min_tokens == 0 && rules.end_tokens == EndTokens::Stop,
-            name,
-            "min_tokens and end_tokens",
-        )?;
-        Capability::require(request.structure.is_none(), name, "structured output")?;
-        Capability::require(request.prompt_logprobs.is_none(), name, "prompt_logprobs")
     }
 
     fn ask<T: Send + 'static>(&self, command: impl FnOnce(Answerer<T>) -> Command) -> BoxFuture<'_, Result<T>> {
@@ -429,8 +417,14 @@ impl<E> ModelBackend for Scheduled<E> {
         let arrived = shared.clock.now();
         request.sampling.validate()?;
         Capability::require(shared.capability.logprobs, shared.name, "generate")?;
-        self.check_declared(&request)?;
-        if let Some(count) = request.logprobs.filter(|&count| count > MAX_LOGPROBS) {
+        Capability::require(
+            request.prompt_logprobs.is_none() || shared.capability.prompt_logprobs,
+            shared.name,
+            "prompt_logprobs",
+        )?;
+        let structure = request.structure.as_ref().map(|structure| shared.choosing.structure(structure)).transpose()?;
+        let most = request.logprobs.max(request.prompt_logprobs);
+        if let Some(count) = most.filter(|&count| count > MAX_LOGPROBS) {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
                 "at most 1024 log probabilities a position are reported",
@@ -448,14 +442,20 @@ impl<E> ModelBackend for Scheduled<E> {
             prompt: request.prompt,
             adapters: &request.adapters,
             priority: request.priority,
-            reuse: request.prefix_reuse,
+            // What the cache gives has no logits.
+            reuse: if request.prompt_logprobs.is_some() { PrefixReuse::Bypass } else { request.prefix_reuse },
         };
-        self.submit(submission, |prompt_tokens, conversation| {
+        self.submit(submission, |past, conversation| {
+            let prompt_tokens = past.len();
             let room = shared.preparer.room(prompt_tokens);
-            Work::Reply(Box::new(Reply {
-                sampling: request.sampling,
-                stop_tokens: request.stop.tokens,
-                end_tokens: Arc::clone(&shared.end_tokens),
+            let structure = structure.map(|ready| (ready, request.structure_scope));
+            let prompt_logprobs = request
+                .prompt_logprobs
+                .map(|count| PromptLogprobs::new(count, prompt_tokens, shared.choosing.workspace()))
+                .transpose()?;
+            Ok(Work::Reply(Box::new(Reply {
+                chooser: shared.choosing.chooser(request.sampling, &request.stop, structure, past)?,
+                prompt_logprobs,
                 stopper,
                 detokenizer: shared.preparer.detokenizer(),
                 events: sender,
@@ -469,7 +469,7 @@ impl<E> ModelBackend for Scheduled<E> {
                 first_token: None,
                 last_token: None,
                 text: String::new(),
-            }))
+            })))
         })?;
         Ok(EventStream::new(receiver))
     }
@@ -487,7 +487,7 @@ impl<E> ModelBackend for Scheduled<E> {
             // A mean needs every position anew.
             reuse: PrefixReuse::Bypass,
         };
-        let work = |_, _| Work::Embed(Embed { pooling: request.pooling, answer: answerer, sum: Vec::new() });
+        let work = |_: &Past, _| Ok(Work::Embed(Embed { pooling: request.pooling, answer: answerer, sum: Vec::new() }));
         match self.submit(submission, work) {
             Ok(()) => Box::pin(answer),
             Err(error) => Self::refuse(error),

@@ -6,16 +6,17 @@ use std::time::Instant;
 
 use consort_core::{
     AdapterSet, Deadlines, Error, Event, FinishReason, ImageHandle, Parked, Pooling, PrefixReuse, Priority, Result,
-    Sampling, SeqId, Step, TokenId, Usage, Want,
+    SeqId, Step, TokenId, Usage, Want,
 };
 use consort_text::Detokenizer;
 
 use crate::aging::Standing;
+use crate::chooser::{Choice, Chooser};
 use crate::events::{Answerer, EventSender};
 use crate::front_end::{Border, BorderKind, Conversation};
 use crate::images::{Audience, ImageKey, Wanted};
 use crate::past::Past;
-use crate::sampler;
+use crate::prompt_logprobs::{MOST_ROWS, PromptLogprobs};
 use crate::stop::StopMatcher;
 
 /// What a sequence is for.
@@ -30,9 +31,9 @@ pub(crate) enum Work {
 
 /// A reply as it grows.
 pub(crate) struct Reply {
-    pub(crate) sampling: Sampling,
-    pub(crate) stop_tokens: Vec<TokenId>,
-    pub(crate) end_tokens: Arc<[TokenId]>,
+    pub(crate) chooser: Chooser,
+    /// Until they are delivered, before the first token.
+    pub(crate) prompt_logprobs: Option<PromptLogprobs>,
     pub(crate) stopper: StopMatcher,
     pub(crate) detokenizer: Option<Detokenizer>,
     pub(crate) events: EventSender,
@@ -64,26 +65,32 @@ impl Reply {
     pub(crate) fn hear(&mut self, row: &[f32], now: Instant) -> Result<Said> {
         if !self.started {
             self.started = true;
+            if let Some(prompt) = self.prompt_logprobs.take() {
+                self.events.send(Event::PromptLogprobs(prompt.into_entries()));
+            }
             self.events.send(Event::Started(self.usage));
         }
         if self.usage.completion_tokens >= self.max_tokens {
             return Ok(self.end(FinishReason::Length));
         }
-        let token = sampler::sample(row, &self.sampling, self.usage.completion_tokens as u64)?;
-        let logprobs = match self.logprobs {
-            Some(count) => vec![sampler::logprobs(row, token, count)?],
-            None => Vec::new(),
+        let choice = self.chooser.choose(row)?;
+        let (token, ended) = match choice {
+            Choice::Token(token) => (token, None),
+            Choice::End(token) => (token, Some(FinishReason::EndToken(token))),
+            Choice::Stop(token) => (token, Some(FinishReason::StopToken(token))),
+            Choice::Complete => return Ok(self.end(FinishReason::StructureComplete)),
         };
         let first = *self.first_token.get_or_insert(now);
         self.usage.time_to_first_token = Some(first.saturating_duration_since(self.arrived));
         self.usage.decode_time = now.saturating_duration_since(first);
         self.usage.completion_tokens += 1;
-        if self.end_tokens.contains(&token) {
-            return Ok(self.end(FinishReason::EndToken(token)));
+        if let Some(reason) = ended {
+            return Ok(self.end(reason));
         }
-        if self.stop_tokens.contains(&token) {
-            return Ok(self.end(FinishReason::StopToken(token)));
-        }
+        let logprobs = match self.logprobs {
+            Some(count) => vec![self.chooser.logprobs(row, token, count)?],
+            None => Vec::new(),
+        };
         let text = self.detokenizer.as_mut().map(|detokenizer| detokenizer.push(token)).unwrap_or_default();
         let fed = self.stopper.feed(&text);
         self.deliver(vec![token], fed.text, logprobs);
@@ -320,7 +327,13 @@ impl Job {
             return 0;
         }
         let to_border = slot.borders.front().map_or(usize::MAX, |border| border.saturating_sub(slot.done));
+        let limit = if self.wants_prompt_logprobs() { limit.min(MOST_ROWS) } else { limit };
         self.past.chunk(slot.done, limit.min(to_border))
+    }
+
+    /// Whether what it reads is to be reported.
+    fn wants_prompt_logprobs(&self) -> bool {
+        matches!(&self.work, Work::Reply(reply) if reply.prompt_logprobs.is_some())
     }
 
     /// The step that appends the next `tokens` tokens.
@@ -329,7 +342,9 @@ impl Job {
         let range = slot.done..slot.done + tokens;
         let last = range.end == self.past.len();
         let want = match &self.work {
-            Work::Reply(_) if last => Want::Last,
+            Work::Reply(_) if self.wants_prompt_logprobs() && self.past.token_at(range.start).is_some() => Want::All,
+            // The last of an image's positions tells of what follows it.
+            Work::Reply(_) if last || self.wants_prompt_logprobs() => Want::Last,
             Work::Embed(Embed { pooling: Pooling::Mean, .. }) => Want::Pooled(Pooling::Mean),
             Work::Embed(_) if last => Want::Pooled(Pooling::Last),
             _ => Want::Nothing,

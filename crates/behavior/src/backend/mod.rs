@@ -11,6 +11,7 @@ mod paging;
 mod rooms;
 mod sampling;
 mod streams;
+mod structure;
 
 use std::fmt;
 use std::sync::Arc;
@@ -125,6 +126,7 @@ pub fn backend_cases(fixture: &BackendFixture) -> Vec<Case> {
     let mut list = List { fixture: Arc::new(fixture.clone()), cases: Vec::new() };
     streams::add(&mut list);
     sampling::add(&mut list);
+    structure::add(&mut list);
     limits::add(&mut list);
     fairness::add(&mut list);
     cache::add(&mut list);

@@ -127,6 +127,13 @@ impl<E: Engine> Worker<E> {
             self.keep_past(index);
         }
         let job = &mut self.running[index];
+        if let (Work::Reply(reply), StepOutput::Logits(logits)) = (&mut job.work, &output)
+            && let Some(prompt) = &mut reply.prompt_logprobs
+            && let Err(error) = prompt.hear(done - tokens..done, logits, &job.past)
+        {
+            job.end = Some(End::Failed(error.with_backend(self.shared.name)));
+            return;
+        }
         match &mut job.work {
             Work::Embed(embed) => {
                 if let StepOutput::Pooled(pooled) = &output {
