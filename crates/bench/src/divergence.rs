@@ -121,9 +121,7 @@ fn check_vocabularies(reference: &Subject<'_>, other: &Subject<'_>) -> Result<()
         .with_context("other", two.to_string()));
     }
     match (reference.tokenizer, other.tokenizer) {
-        (Some(one), Some(two)) => {
-            same_vocabulary(one, two).map_err(|error| error.with_operation("bench::divergence"))
-        }
+        (Some(one), Some(two)) => same_vocabulary(one, two).map_err(|error| error.with_operation("bench::divergence")),
         _ => Ok(()),
     }
 }

@@ -54,7 +54,9 @@ impl<'e> Reader<'e> {
     fn rows(&mut self, tokens: &[TokenId]) -> Result<Logits> {
         let vocabulary = self.engine.info().vocab_size;
         match self.append(tokens, Want::All)? {
-            StepOutput::Logits(rows) if rows.rows() == tokens.len() && rows.last().map(<[f32]>::len) == Some(vocabulary) => {
+            StepOutput::Logits(rows)
+                if rows.rows() == tokens.len() && rows.last().map(<[f32]>::len) == Some(vocabulary) =>
+            {
                 Ok(rows)
             }
             _ => Err(Error::new(ErrorKind::Unexpected, "the engine did not give a row of logits for each position")
@@ -93,10 +95,13 @@ impl Chunking {
                     .with_context("max_sequence_tokens", capability.max_sequence_tokens.to_string()));
             }
             if let Some((index, token)) = tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocabulary) {
-                return Err(Error::new(ErrorKind::InvalidRequest, "the text has a token beyond the model's vocabulary")
-                    .with_context("token", token.to_string())
-                    .with_context("index", index.to_string())
-                    .with_context("vocabulary", vocabulary.to_string()));
+                return Err(Error::new(
+                    ErrorKind::InvalidRequest,
+                    "the text has a token beyond the model's vocabulary",
+                )
+                .with_context("token", token.to_string())
+                .with_context("index", index.to_string())
+                .with_context("vocabulary", vocabulary.to_string()));
             }
             let rows = config.max_row_bytes / vocabulary.saturating_mul(size_of::<f32>()).max(1);
             let batch = capability.max_batch_tokens.max(1);
@@ -136,9 +141,11 @@ pub(crate) fn read_window<const N: usize>(
     for chunk in piece(first_row..window.scored.end.saturating_sub(1))?.chunks(chunking.scored) {
         let next = piece(at + 1..at + 1 + chunk.len())?;
         let rows = readers.iter_mut().map(|reader| reader.rows(chunk)).collect::<Result<Vec<_>>>()?;
-        let rows: [&Logits; N] = rows.iter().collect::<Vec<_>>().try_into().map_err(|_| {
-            Error::new(ErrorKind::Unexpected, "there is not a set of rows for each engine")
-        })?;
+        let rows: [&Logits; N] = rows
+            .iter()
+            .collect::<Vec<_>>()
+            .try_into()
+            .map_err(|_| Error::new(ErrorKind::Unexpected, "there is not a set of rows for each engine"))?;
         score(rows, next)?;
         at += chunk.len();
     }

@@ -77,9 +77,8 @@ mod tests {
     }
 
     fn rows() -> impl Strategy<Value = (Vec<f32>, Vec<f32>)> {
-        (1..40_usize).prop_flat_map(|n| {
-            (prop::collection::vec(-30.0..30.0_f32, n), prop::collection::vec(-30.0..30.0_f32, n))
-        })
+        (1..40_usize)
+            .prop_flat_map(|n| (prop::collection::vec(-30.0..30.0_f32, n), prop::collection::vec(-30.0..30.0_f32, n)))
     }
 
     proptest! {

@@ -62,7 +62,9 @@ impl QualityConfig {
                 })
                 .collect(),
             Windows::Strided { stride } if stride == 0 || stride >= context => {
-                return refuse(format!("the stride is {stride}; it must be from 1 to one less than the context, {context}"));
+                return refuse(format!(
+                    "the stride is {stride}; it must be from 1 to one less than the context, {context}"
+                ));
             }
             Windows::Strided { stride } => {
                 let mut windows = Vec::new();
@@ -77,7 +79,9 @@ impl QualityConfig {
         };
         if windows.is_empty() {
             let needed = if matches!(self.windows, Windows::SecondHalf) { context } else { 2 };
-            let message = format!("the text has {tokens} tokens, and {needed} are needed: use a longer text or a smaller context");
+            let message = format!(
+                "the text has {tokens} tokens, and {needed} are needed: use a longer text or a smaller context"
+            );
             return Err(Error::new(ErrorKind::InvalidRequest, message).with_operation("bench::plan"));
         }
         Ok(windows)
@@ -102,10 +106,7 @@ mod tests {
     #[test]
     fn windows_are_cut_as_llama_cpp_cuts_them() {
         let plan = QualityConfig::new(8).plan(19).unwrap();
-        assert_eq!(
-            plan,
-            [Window { tokens: 0..8, scored: 5..8 }, Window { tokens: 8..16, scored: 13..16 }]
-        );
+        assert_eq!(plan, [Window { tokens: 0..8, scored: 5..8 }, Window { tokens: 8..16, scored: 13..16 }]);
     }
 
     #[test]

@@ -171,8 +171,11 @@ fn configs() -> impl Strategy<Value = QualityConfig> {
         "a stride below the context",
         |(context, halves, stride, max_row_bytes)| {
             let windows = if halves { Windows::SecondHalf } else { Windows::Strided { stride } };
-            (halves || stride < context)
-                .then(|| QualityConfig { windows, max_row_bytes, ..QualityConfig::new(context) })
+            (halves || stride < context).then(|| QualityConfig {
+                windows,
+                max_row_bytes,
+                ..QualityConfig::new(context)
+            })
         },
     )
 }
