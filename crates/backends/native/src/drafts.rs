@@ -1,6 +1,6 @@
 //! Drafts of the multi-token prediction block, to measure how many the model itself would have said.
 
-use consort_core::{Error, ErrorKind, Logits, Position, Result, TokenId};
+use consort_core::{AdapterSet, Error, ErrorKind, Logits, Position, Result, TokenId};
 
 use crate::engine::{NAME, NativeEngine};
 use crate::model::batch::{Batch, Item};
@@ -49,7 +49,7 @@ impl NativeEngine {
             return refuse(format!("token {stranger} is beyond the vocabulary of {vocab}"));
         }
         let pair = |pool: &crate::sequence::Pool, count: usize| -> Result<Batch> {
-            let mut sequence = Sequence::new(Vec::new());
+            let mut sequence = Sequence::new(AdapterSet::none(), Vec::new());
             sequence.grow(pool, count).map_err(|error| error.with_backend(NAME).with_operation("drafts"))?;
             let positions = (0..count).map(|index| Position::text(index as u32)).collect();
             Ok(Batch { items: vec![Item { sequence, start: 0, count }], positions })
