@@ -69,9 +69,9 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     if args.dry_run {
         let plan = quantize_plan(&config)?;
         if args.json {
-            print_json(args, &plan, None)
+            print_json(args, &plan, None);
         } else {
-            print_plan(args, &plan)
+            print_plan(args, &plan);
         }
         return Ok(());
     }
