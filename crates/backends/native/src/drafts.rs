@@ -12,8 +12,8 @@ use crate::sequence::Sequence;
 pub struct Drafts {
     /// The model's logits after each token: `[tokens, vocab]`.
     pub model: Logits,
-    /// The block's: row `t`, made of tokens `0` to `t + 1`, is a draft of what the model says after token `t + 1`, which is row `t + 1`
-    /// of [`model`](Self::model). `[tokens - 1, vocab]`.
+    /// The block's: row `t`, made of tokens `0` to `t + 1`, is a draft of what the model says after token `t + 1`, which is row
+    /// `t + 1` of [`model`](Self::model). `[tokens - 1, vocab]`.
     pub drafts: Logits,
 }
 
@@ -24,14 +24,15 @@ impl NativeEngine {
         self.model.text.drafter.is_some()
     }
 
-    /// Runs a text of at least two tokens, without adapters, through the model and its multi-token prediction block. A draft is right
-    /// where the largest of its logits is the model's too: such tokens could be taken without running the layers one by one.
+    /// Runs a text of at least two tokens, without adapters, through the model and its multi-token prediction block. A draft is
+    /// right where the largest of its logits is the model's too: such tokens could be taken without running the layers one by
+    /// one.
     ///
     /// No sequence is kept. Nothing schedules drafts yet; this is what shows that the block computes what it was trained to.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] for a model without such a block; [`ErrorKind::InvalidRequest`] for fewer than two tokens, more than
-    /// `max_batch_tokens`, or one beyond the vocabulary; [`ErrorKind::OutOfMemory`] beyond the budget of sequences.
+    /// [`ErrorKind::Unsupported`] for a model without such a block; [`ErrorKind::InvalidRequest`] for fewer than two tokens, more
+    /// than `max_batch_tokens`, or one beyond the vocabulary; [`ErrorKind::OutOfMemory`] beyond the budget of sequences.
     pub fn drafts(&self, tokens: &[TokenId]) -> Result<Drafts> {
         let Some(drafter) = &self.model.text.drafter else {
             return Err(Error::unsupported(NAME, "drafts without a multi-token prediction block"));

@@ -67,8 +67,10 @@ impl NativeEngine {
     ///
     /// # Errors
     /// [`ErrorKind::DevicePolicy`] unless the policy names the processor; [`ErrorKind::NotFound`] and [`ErrorKind::Io`] for
-    /// files; [`ErrorKind::InvalidModel`], which names the tensor or key, and [`ErrorKind::Unsupported`] for mixtures of
-    /// experts and weight types that there are no kernels for; [`ErrorKind::InvalidConfig`].
+    /// files; [`ErrorKind::InvalidModel`], which names the tensor or key, and [`ErrorKind::Unsupported`], which does
+    /// too, for what this engine does not compute: other architectures, rotary scaling, sliding windows, routers that are no
+    /// softmax, more than one multi-token prediction block, weight types that there are no kernels for;
+    /// [`ErrorKind::InvalidConfig`].
     #[allow(clippy::needless_pass_by_value)] // A configuration is made for one engine.
     pub fn load(config: NativeConfig) -> Result<Self> {
         static ENGINES: AtomicU64 = AtomicU64::new(0);

@@ -170,7 +170,6 @@ fn what_does_not_fit_is_named() {
         ("qwen35.ssm.conv_kernel", 5, "ssm_conv1d"),
         ("qwen35.block_count", 5, "blk.4"),
         ("qwen35.block_count", 0, "block_count"),
-        ("qwen35.nextn_predict_layers", 4, "block_count"),
         ("qwen35.full_attention_interval", 0, "full_attention_interval"),
         ("qwen35.full_attention_interval", 2, "blk.1"),
         ("tokenizer.ggml.eos_token_id", 96, "eos_token_id"),

@@ -1,8 +1,9 @@
 //! The multi-token prediction block: from what the layers made of a token, and the token that followed, a draft of the next.
 //!
-//! The rule is the family's (DeepSeek-V3's, arXiv 2412.19437, section 2.2, with one block): for the hidden state `h` of token `t`, after
-//! the final norm, and the embedding `e` of token `t + 1`, `x = eh_proj · [norm(e), norm(h)]` goes through one attention layer with its
-//! network, over the drafts' own past, and a last norm; the head makes of it the logits of token `t + 2`.
+//! The rule is the family's (DeepSeek-V3's, arXiv 2412.19437, section 2.2, with one block): for the hidden state `h` of token
+//! `t`, after the final norm, and the embedding `e` of token `t + 1`, `x = eh_proj · [norm(e), norm(h)]` goes through one
+//! attention layer with its network, over the drafts' own past, and a last norm; the head makes of it the logits of token
+//! `t + 2`.
 
 use std::sync::Arc;
 
@@ -73,8 +74,8 @@ impl Drafter {
         Pool { page: PageShape::new(&self.shape), state: StateShape::new(&self.shape), ledger: ledger.clone(), budget }
     }
 
-    /// Logits `[rows, vocab]` of the token two after each row's. `hidden` are the rows' final states, `[rows, hidden]`, and `next`
-    /// the tokens that follow them; the batch's sequences, from [`pool`](Self::pool), hold the block's own past and grow.
+    /// Logits `[rows, vocab]` of the token two after each row's. `hidden` are the rows' final states, `[rows, hidden]`, and
+    /// `next` the tokens that follow them; the batch's sequences, from [`pool`](Self::pool), hold the block's own past and grow.
     pub(crate) fn forward(
         &self,
         compute: Compute,

@@ -45,14 +45,14 @@ impl Mlp {
 /// The network of a layer.
 pub(crate) enum FeedForward {
     Dense(Mlp),
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 impl FeedForward {
     pub(crate) fn open(file: &Arc<Gguf>, shape: &TextShape, block: usize) -> Result<Self> {
         match &shape.experts {
             None => Mlp::open(file, shape, block, "").map(Self::Dense),
-            Some(experts) => Experts::open(file, shape, experts, block).map(Self::Experts),
+            Some(experts) => Experts::open(file, shape, experts, block).map(Box::new).map(Self::Experts),
         }
     }
 

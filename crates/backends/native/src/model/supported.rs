@@ -10,7 +10,8 @@ use super::shape::{Drafts, LayerKind, TextShape};
 pub(crate) const DENSE: &str = "qwen35";
 pub(crate) const EXPERTS: &str = "qwen35moe";
 
-/// Keys of the format, after the architecture, that change what is computed, with the numbers under which they change nothing.
+/// Keys of the format, after the architecture, that change what is computed, with the numbers under which they change
+/// nothing.
 const NUMBERS: [(&str, &[f64], &str); 24] = [
     ("rope.scaling.factor", &[0.0, 1.0], "rotary scaling"),
     ("rope.scaling.attn_factor", &[0.0, 1.0], "rotary scaling"),
