@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
+use common::forgetful::{Forgets, forgetful};
 use consort_behavior::fixture::EngineFixture;
 use consort_behavior::harness::caught;
 use consort_behavior::saboteur::{Fault, sabotaged};
@@ -145,6 +146,37 @@ fn faults_behind_the_scheduler_are_caught() {
         );
     }
     assert!(problems.is_empty(), "{problems:#?}");
+}
+
+/// What a backend forgets of a request is missed by the cases of sampling and structure.
+#[test]
+fn what_a_backend_forgets_is_missed() {
+    let wanted: &[(Forgets, &[&str])] = &[
+        (
+            Forgets::Structure,
+            &[
+                "a_regular_expression_is_obeyed",
+                "a_choice_is_one_of_its_texts",
+                "a_json_schema_is_obeyed",
+                "a_grammar_is_obeyed",
+            ],
+        ),
+        (Forgets::Seed, &["a_seed_repeats_itself", "a_structure_is_repeated_by_its_seed"]),
+        (Forgets::Bias, &["a_logit_bias_forbids_and_forces"]),
+        (Forgets::Penalties, &["penalties_change_a_repetition"]),
+        (Forgets::MinTokens, &["min_tokens_hold_the_end_back"]),
+        (Forgets::EndTokens, &["ignored_end_tokens_are_tokens_like_others"]),
+    ];
+    let honest = common::scheduled::hash(None).unwrap();
+    for (forgets, wanted) in wanted {
+        for (fixture, fails) in [(honest.clone(), false), (forgetful(&honest, *forgets), true)] {
+            let cases = backend_cases(&fixture);
+            for name in *wanted {
+                let case = cases.iter().find(|case| case.name() == *name).unwrap();
+                assert_eq!(caught(case).is_err(), fails, "{name} with a backend that forgets {forgets:?}: {fails}");
+            }
+        }
+    }
 }
 
 /// An engine that lies for an accelerator's fixture has nothing to show for it in the process.

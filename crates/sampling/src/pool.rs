@@ -326,17 +326,7 @@ impl<'a> Pool<'a> {
                 }
             }
         } else {
-            self.blocks(|logits, start| {
-                let mut lanes = [0.0f32; LANES];
-                for chunk in logits.chunks(LANES) {
-                    for (lane, &logit) in lanes.iter_mut().zip(chunk) {
-                        *lane += weight(logit);
-                    }
-                }
-                if let Some(sum) = sums.get_mut(start / BLOCK) {
-                    *sum = f64::from(lanes.iter().sum::<f32>());
-                }
-            });
+            row::block_sums(self.row, self.floor, top, scale, &mut sums);
         }
         let mut left = share * sums.iter().sum::<f64>();
         // Rounding may leave a little at the end; then it is the last one that can be chosen at all.

@@ -19,6 +19,26 @@ pub(crate) fn wide<R>(pass: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(pass)
 }
 
+/// The same for a pass over a row and some numbers. A closure of some size is compiled before it is known for which vectors;
+/// what is called here is not.
+macro_rules! wide_pass {
+    ($pass:ident($row:ident $(, $number:ident)*) -> $output:ty) => {{
+        struct Pass<'a> {
+            $row: &'a [f32],
+            $($number: f32,)*
+        }
+        impl pulp::WithSimd for Pass<'_> {
+            type Output = $output;
+
+            #[inline(always)]
+            fn with_simd<S: pulp::Simd>(self, _: S) -> $output {
+                $pass(self.$row $(, self.$number)*)
+            }
+        }
+        pulp::Arch::new().dispatch(Pass { $row $(, $number)* })
+    }};
+}
+
 /// Descending logit, then ascending id. Logits are checked to hold no NaN.
 pub(crate) fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal).then(a.0.cmp(&b.0))
@@ -52,7 +72,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// # Errors
 /// [`ErrorKind::Unexpected`] when the row is empty, or holds a NaN or +∞.
 pub(crate) fn checked_top(row: &[f32]) -> Result<f32> {
-    let (sane, top) = wide(|| top_of(row));
+    let (sane, top) = wide_pass!(top_of(row) -> (bool, f32));
     if row.is_empty() || !sane {
         return Err(Error::new(ErrorKind::Unexpected, "the engine gave logits that are not numbers")
             .with_operation("sampling::sample")
@@ -148,7 +168,7 @@ fn best_of(row: &[f32], k: usize, kept: &mut Vec<Candidate>) {
 
 /// Sums over the tokens whose logit is at least `floor`: Σ eᵈ and Σ d·eᵈ with d = logit − `top`.
 pub(crate) fn moments(row: &[f32], top: f32, floor: f32) -> (f64, f64) {
-    wide(|| moments_of(row, top, floor))
+    wide_pass!(moments_of(row, top, floor) -> (f64, f64))
 }
 
 #[inline(always)]
@@ -180,7 +200,7 @@ fn moments_of(row: &[f32], top: f32, floor: f32) -> (f64, f64) {
 
 /// Σ e^(logit − top) over the tokens whose logit is at least `floor`.
 pub(crate) fn mass(row: &[f32], top: f32, floor: f32) -> f64 {
-    wide(|| mass_of(row, top, floor))
+    wide_pass!(mass_of(row, top, floor) -> f64)
 }
 
 #[inline(always)]
@@ -202,9 +222,51 @@ fn mass_of(row: &[f32], top: f32, floor: f32) -> f64 {
     mass
 }
 
+/// The sums of e^((logit − top)·scale) over the tokens whose logit is at least `floor`, block by block: lane by lane in
+/// ascending order, so that what is below adds nothing and changes no bit.
+pub(crate) fn block_sums(row: &[f32], floor: f32, top: f32, scale: f32, sums: &mut [f64]) {
+    struct Pass<'a> {
+        row: &'a [f32],
+        floor: f32,
+        top: f32,
+        scale: f32,
+        sums: &'a mut [f64],
+    }
+    impl pulp::WithSimd for Pass<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) {
+            let Self { row, floor, top, scale, sums } = self;
+            for (block, sum) in row.chunks(BLOCK).zip(sums) {
+                // Most of a row that a grammar masks.
+                if block.iter().map(|&logit| u32::from(logit >= floor)).fold(0, |any, one| any | one) == 0 {
+                    continue;
+                }
+                let mut lanes = [0.0f32; LANES];
+                let mut add = |lane: usize, logit: f32| {
+                    lanes[lane] += if logit >= floor { exp((logit - top) * scale) } else { 0.0 };
+                };
+                let chunks = block.chunks_exact(LANES);
+                let rest = chunks.remainder();
+                for chunk in chunks {
+                    for (lane, &logit) in chunk.iter().enumerate() {
+                        add(lane, logit);
+                    }
+                }
+                for (lane, &logit) in rest.iter().enumerate() {
+                    add(lane, logit);
+                }
+                *sum = f64::from(lanes.iter().sum::<f32>());
+            }
+        }
+    }
+    pulp::Arch::new().dispatch(Pass { row, floor, top, scale, sums });
+}
+
 /// How many logits are above −∞, and their standard deviation (divided by their number).
 pub(crate) fn spread(row: &[f32], top: f32) -> (usize, f64) {
-    wide(|| spread_of(row, top))
+    wide_pass!(spread_of(row, top) -> (usize, f64))
 }
 
 #[inline(always)]

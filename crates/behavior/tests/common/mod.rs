@@ -14,6 +14,7 @@ use consort_core::{AdapterFiles, Device, Engine, Result};
 #[allow(unreachable_pub)]
 pub mod parrot;
 
+pub mod forgetful;
 pub mod hostile;
 pub mod native;
 pub mod scheduled;
