@@ -9,6 +9,7 @@ use llguidance::{JsonCompileOptions, Logger};
 use serde_json::{Value, json};
 
 use crate::check::{check, invalid, kind};
+use crate::formats::bound_formats;
 use crate::matcher::Matcher;
 use crate::{GrammarLimits, Vocabulary};
 
@@ -151,6 +152,7 @@ fn escape(text: &str) -> String {
 /// How JSON is written is ours to say; a schema that says it is overruled.
 fn with_options(mut schema: Value) -> Value {
     let options = JsonCompileOptions { whitespace_pattern: Some(BLANKS.into()), ..JsonCompileOptions::default() };
+    bound_formats(&mut schema);
     options.apply_to(&mut schema);
     schema
 }

@@ -47,6 +47,7 @@
 
 mod check;
 mod compiler;
+mod formats;
 mod limits;
 mod matcher;
 mod vocabulary;

@@ -50,7 +50,7 @@ fn refused(structure: &Structure) {
 
 #[test]
 fn what_explodes_or_is_bottomless_is_refused() {
-    for regex in ["((a{1000}){1000}){1000}", "[a-z", "(?=x)y", "a{99999999}", &"(".repeat(9000), &"a".repeat(100_000)] {
+    for regex in ["[a-z", "(?=x)y", &"(".repeat(9000), &"a".repeat(100_000)] {
         refused(&Structure::Regex(regex.into()));
     }
     let nested = "start: ".to_owned() + &"(".repeat(100_000) + "\"a\"" + &")".repeat(100_000);
@@ -79,6 +79,8 @@ fn what_is_heavy_ends_soon() {
         Structure::json_schema(json!({ "type": "object", "properties": wide })),
         Structure::Regex("(a|b|ab|ba|aab|bba)*c{1,200}(a*b*){1,50}".into()),
         Structure::Regex(".{0,5000}x.{0,5000}".into()),
+        Structure::Regex("((a{1000}){1000}){1000}".into()),
+        Structure::Regex("a{99999999}".into()),
         Structure::Lark("start: a\na: a a | \"x\" | \"xx\" | a \"x\" a\n".into()),
         Structure::Lark("start: x+\nx: /[a-z]+/ | /[a-y]+/ | /[b-z]+/\n".into()),
         Structure::json_schema(json!({ "$ref": "#" })),
