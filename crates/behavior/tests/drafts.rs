@@ -78,7 +78,7 @@ fn the_model_accepts_most_drafts_of_the_study_model() {
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let engine = native::load(&native::etude_files(OutputType::F32).unwrap(), 1, &setup()).unwrap();
     let entry = &golden["models"]["etude"];
-    let (mut accepted, mut counted, mut clear, mut whole) = (0, 0, 0, 0);
+    let (mut accepted, mut counted, mut clear, mut whole) = (0_u32, 0_u32, 0_u32, 0_u32);
     for text in entry["texts"].as_array().unwrap() {
         let made = engine.drafts(&numbers(&text["tokens"])).unwrap();
         let row = |logits: &Logits, at: u32| largest(logits.row(at as usize).unwrap());
