@@ -44,5 +44,5 @@ pub mod witness;
 
 pub use backend::backend_cases;
 pub use case::{Case, Failure, Outcome};
-pub use engine::{engine_cases, pair_cases};
+pub use engine::{LOGITS, engine_cases, pair_cases};
 pub use picture::Picture;

@@ -8,9 +8,15 @@ use common::{hostile, native};
 use consort_behavior::fixture::EngineFixture;
 use consort_behavior::harness::{Registered, SuiteKind, run};
 use consort_behavior::profile::Profile;
-use consort_behavior::{Case, engine_cases, pair_cases};
+use consort_behavior::{Case, LOGITS, engine_cases, pair_cases};
 use consort_core::Result;
 use consort_forge::OutputType;
+use consort_gguf::TensorType;
+use consort_native::Activations;
+
+/// The largest difference of one of the study model's logits, which reach from −15 to 30, where activations are rounded to
+/// eight bits.
+const ROUNDED_LOGITS: f32 = 0.5;
 
 fn registered(fixture: &EngineFixture, cases: Vec<Case>) -> Registered {
     Registered { subject: fixture.engine.clone(), model: fixture.model.clone(), capability: fixture.capability, cases }
@@ -38,10 +44,29 @@ fn stored_as((model, kind): (&str, OutputType)) -> Result<Registered> {
     let files = native::converted(model, kind)?;
     let fixture = native::fixture(model, &format!("{model}-{kind}").to_lowercase(), &files, 1)?;
     let reference = native::fixture(model, "dequantized", &native::dequantized(&files)?, 1)?;
-    let mut cases = pair_cases(&fixture, &reference);
+    let mut cases = pair_cases(&fixture, &reference, LOGITS);
     if kind != OutputType::Q8_0 {
         cases.extend(engine_cases(&fixture).into_iter().filter(|case| case.name().starts_with("golden::")));
     }
+    Ok(registered(&fixture, cases))
+}
+
+/// The study model quantized, against its own dequantized file: with exact activations, and with activations of eight bits.
+fn etude_as(kind: TensorType, activations: Activations) -> Result<Registered> {
+    let files = native::quantized(&native::etude_files(OutputType::F32)?, kind)?;
+    let files = native::Files { activations, ..files };
+    let (name, tolerance) = match activations {
+        Activations::F32 => (format!("etude-{kind}-f32"), LOGITS),
+        Activations::Int8 => (format!("etude-{kind}"), ROUNDED_LOGITS),
+    };
+    let fixture = native::etude_of(&name.to_lowercase(), &files)?;
+    let reference = native::etude_of("dequantized", &native::dequantized(&files)?)?;
+    let mut cases = pair_cases(&fixture, &reference, tolerance);
+    // Batches and chunks, which may not change a bit.
+    let of_interest = ["a_batch_of_8", "chunks_of", "fork_after", "a_past_is_as_it_was"];
+    cases.extend(
+        engine_cases(&fixture).into_iter().filter(|case| of_interest.iter().any(|name| case.name().starts_with(name))),
+    );
     Ok(registered(&fixture, cases))
 }
 
@@ -61,6 +86,9 @@ fn main() -> ExitCode {
     engines.extend(native::MODELS.map(configuration));
     let stored = [OutputType::F16, OutputType::BF16, OutputType::Q8_0].map(|kind| ("plain", kind));
     engines.extend(stored.into_iter().chain([("moe", OutputType::BF16)]).map(stored_as));
+    for kind in [TensorType::Q4K, TensorType::Q6K, TensorType::Q4_0, TensorType::IQ4XS] {
+        engines.extend([Activations::Int8, Activations::F32].map(|activations| etude_as(kind, activations)));
+    }
     engines.extend(etude());
     let engines = engines.into_iter().map(|engine| engine.map_err(|error| error.to_string())).collect();
     run(SuiteKind::Engines, profile, engines)

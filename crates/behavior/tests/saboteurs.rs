@@ -119,6 +119,8 @@ fn faults_behind_the_scheduler_are_caught() {
         (Fault::NeighbourLogits, &["several_streams_are_each_alone", "personas_at_once_over_one_prompt"]),
         (Fault::LieAboutDevice, &["what_it_is"]),
         (Fault::LoseChunkEnd, &["a_long_prompt_is_the_engines_own"]),
+        (Fault::ActFromTheStart, &["a_room_of_eight_reads_its_scene_once", "an_activated_adapter_is_the_engines_own"]),
+        (Fault::KeepOwnAdapters, &["a_room_of_eight_reads_its_scene_once", "personas_that_come_one_after_another"]),
     ];
     let mut problems = Vec::new();
     for (fault, wanted) in caught_by {

@@ -24,6 +24,10 @@ pub static VISION: &[u8] = &VISION_FILE.0;
 /// The picture of the demo, a PNG.
 pub static DEMO_PICTURE: &[u8] = model_file!("demo.png");
 
+/// Conversations as the model reads them, special tokens spelled out: for perplexity and divergence. Some 3,600 tokens.
+pub const EVALUATION_TEXT: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/etude/eval-small/conversations.txt"));
+
 /// An adapter that is part of the program.
 #[derive(Debug, Clone, Copy)]
 pub struct BundledAdapter {

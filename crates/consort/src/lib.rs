@@ -32,7 +32,9 @@
 #![forbid(unsafe_code)]
 
 pub mod bundled;
+mod engine;
 mod load;
 
 pub use consort_core as core;
+pub use engine::{open_engine, open_template, open_tokenizer};
 pub use load::{Backend, LoadConfig, ModelFiles, backends, load, prepare_picture};

@@ -166,8 +166,18 @@ fn native(_config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
 
 #[cfg(feature = "native")]
 fn native(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
-    use consort_native::{ModelSource, NativeConfig, NativeEngine};
+    use consort_native::NativeEngine;
     use consort_scheduler::Scheduled;
+
+    let front_end = front_end(&config.model)?;
+    let engine = native_config(&config);
+    let scheduled = Scheduled::spawn(move || NativeEngine::load(engine), front_end, config.scheduler)?;
+    Ok(Arc::new(scheduled))
+}
+
+#[cfg(feature = "native")]
+pub(crate) fn native_config(config: &LoadConfig) -> consort_native::NativeConfig {
+    use consort_native::{ModelSource, NativeConfig};
 
     let (text, vision) = match &config.model {
         ModelFiles::Bundled => {
@@ -175,10 +185,7 @@ fn native(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
         }
         ModelFiles::Files { text, vision } => (ModelSource::Path(text.clone()), vision.clone().map(ModelSource::Path)),
     };
-    let front_end = front_end(&config.model)?;
-    let engine = NativeConfig { vision, policy: config.policy, threads: config.threads, ..NativeConfig::new(text) };
-    let scheduled = Scheduled::spawn(move || NativeEngine::load(engine), front_end, config.scheduler)?;
-    Ok(Arc::new(scheduled))
+    NativeConfig { vision, policy: config.policy, threads: config.threads, ..NativeConfig::new(text) }
 }
 
 /// Tokenizer, template and image processor of a model's files.

@@ -1,32 +1,10 @@
 //! The command as a person or a script uses it.
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
 
+use common::{consort, json, repository, stderr, stdout};
 use serde_json::Value;
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
-fn consort(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_consort")).args(args).current_dir(repository()).output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn json(args: &[&str]) -> Value {
-    let output = consort(args);
-    assert!(output.status.success(), "{}", stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
 
 #[test]
 fn without_an_accelerator_it_refuses_and_says_what_to_do() {
@@ -222,4 +200,48 @@ fn etude_sees_the_pictures_of_the_small_evaluation() {
     assert!(sum("own", "asked") >= 20, "too few questions");
     assert!(share("own") >= 0.95, "{:.3} right; wrong: {}", share("own"), result["wrong"]);
     assert!(share("blank") <= 0.5, "{:.3} right without seeing anything", share("blank"));
+}
+
+#[test]
+fn quantize_plans_and_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("etude-Q4_K_M.gguf");
+    let (input, output_name) = ("models/etude/gguf/etude-Q8_0.gguf", output.to_str().unwrap());
+    let base = ["quantize", "--type", "q4_k_m", "--tensor", "ffn_up=q5_K"];
+    let with = |more: &[&'static str]| {
+        let args: Vec<&str> = base.iter().copied().chain(more.iter().copied()).chain([input, output_name]).collect();
+        consort(&args)
+    };
+
+    let shown = with(&["--dry-run"]);
+    assert!(shown.status.success(), "{}", stderr(&shown));
+    for expected in ["blk.0.ffn_up.weight", "asked for", "kept", "Q6_K", "bits a weight"] {
+        assert!(stdout(&shown).contains(expected), "{expected:?} is missing:\n{}", stdout(&shown));
+    }
+    assert!(!output.exists(), "a dry run wrote a file");
+
+    let written = with(&["--json"]);
+    assert!(written.status.success(), "{}", stderr(&written));
+    let report: Value = serde_json::from_slice(&written.stdout).unwrap();
+    assert_eq!(report["written_bytes"].as_u64().unwrap(), output.metadata().unwrap().len());
+    let inspected = json(&["inspect", "--json", "--tensors", output_name]);
+    assert_eq!(inspected["metadata"]["general.file_type"], 15);
+    let tensors = inspected["tensors"].as_array().unwrap();
+    for (planned, tensor) in report["tensors"].as_array().unwrap().iter().zip(tensors) {
+        assert_eq!((&planned["name"], &planned["to"]), (&tensor["name"], &tensor["type"]));
+        if tensor["name"].as_str().unwrap().contains("ffn_up") {
+            assert_eq!(tensor["type"], "Q5_K");
+        }
+    }
+
+    assert_eq!(with(&[]).status.code(), Some(4), "a file that is there is replaced only when asked");
+    assert!(with(&["--overwrite"]).status.success());
+    let again = folder.path().join("again.gguf");
+    let twice = consort(&["quantize", "--type", "Q2_K", output_name, again.to_str().unwrap()]);
+    assert_eq!(twice.status.code(), Some(4));
+    assert!(stderr(&twice).contains("quantized to"), "{}", stderr(&twice));
+    let code = |args: &[&str]| consort(args).status.code();
+    assert_eq!(code(&["quantize", "--type", "Q9_X", input, "x.gguf"]), Some(2));
+    assert_eq!(code(&["quantize", "--tensor", "ffn_up", input, "x.gguf"]), Some(2));
+    assert_eq!(code(&["quantize", "--imatrix", "no-such-file.gguf", input, "x.gguf"]), Some(5));
 }

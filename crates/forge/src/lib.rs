@@ -1,6 +1,7 @@
-//! Makes model files. So far: [`convert`], from a Hugging Face Qwen3.5 directory to GGUF.
+//! Makes model files: [`convert`], from a Hugging Face Qwen3.5 directory to GGUF, and [`quantize`], from a GGUF file to a
+//! smaller one.
 //!
-//! The result is what llama.cpp's converter writes for the architectures `qwen35` and `qwen35moe`, in names, order, shapes, types
+//! The result of a conversion is what llama.cpp's converter writes for the architectures `qwen35` and `qwen35moe`, in names, order, shapes, types
 //! and metadata: a text model `<name>-<TYPE>.gguf` and, where the checkpoint sees, a vision projector
 //! `mmproj-<name>-<TYPE>.gguf`. Tensors stream from the mapped safetensors to the output, so that memory use does not grow
 //! with the model. The few differences from that converter are listed at [`convert`].
@@ -16,6 +17,21 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Quantization takes the names that published files have ([`Mix`]), overrides for particular tensors and an importance
+//! matrix. [`quantize_plan`] tells beforehand what would become of each tensor.
+//!
+//! ```no_run
+//! use consort_forge::{Mix, QuantizeConfig, quantize};
+//!
+//! # fn main() -> consort_core::Result<()> {
+//! let mut config = QuantizeConfig::new("m-BF16.gguf", "m-Q4_K_M.gguf", Mix::Q4KM);
+//! config.overrides.push("ffn_down=Q6_K".parse()?);
+//! let report = quantize(&config, &mut |progress| println!("{} {}", progress.tensor, progress.done))?;
+//! println!("{} bytes", report.file.bytes);
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod checkpoint;
@@ -23,6 +39,7 @@ mod config;
 mod convert;
 mod hf;
 mod plan;
+mod quantize;
 mod sources;
 mod text;
 mod tokenizer;
@@ -30,3 +47,7 @@ mod vision;
 
 pub use config::{ConvertConfig, ConvertReport, OutputType, Overwrite, WrittenFile};
 pub use convert::convert;
+pub use quantize::{
+    Importance, Mix, Override, PlannedTensor, QuantizeConfig, QuantizePlan, QuantizeProgress, QuantizeReport, Reason,
+    Requantize, Spread, quantize, quantize_plan,
+};

@@ -109,6 +109,12 @@ impl TensorType {
         ))
     }
 
+    /// The type that the format calls `name`, in upper or lower case.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        TABLE.iter().find(|row| row.2.eq_ignore_ascii_case(name)).map(|row| row.0)
+    }
+
     fn row(self) -> &'static (TensorType, u32, &'static str, u64, u64) {
         // The table holds every variant (a test counts them), so the fallback is never taken.
         TABLE.iter().find(|row| row.0 == self).unwrap_or(&TABLE[0])
@@ -164,6 +170,7 @@ mod tests {
         for row in TABLE {
             assert_eq!(TensorType::from_id(row.1).unwrap(), row.0);
             assert_eq!(row.0.name(), row.2);
+            assert_eq!(TensorType::from_name(&row.2.to_lowercase()), Some(row.0));
         }
         for id in [4, 5, 31, 38, 42, u32::MAX] {
             assert_eq!(TensorType::from_id(id).unwrap_err().kind(), ErrorKind::InvalidModel);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use consort_core::{Error, Result};
 use half::{bf16, f16};
@@ -18,6 +19,57 @@ pub const MAX_RANK: usize = 512;
 const MAX_WEIGHTS_BYTES: usize = 4 << 30;
 /// The widest layer that is accepted.
 const MAX_FEATURES: usize = 1 << 24;
+
+/// The contents of an adapter's two files, read within bounds and not yet understood.
+#[derive(Clone)]
+pub struct AdapterBytes {
+    /// `adapter_config.json`.
+    pub config: Arc<[u8]>,
+    /// `adapter_model.safetensors`.
+    pub weights: Arc<[u8]>,
+}
+
+impl std::fmt::Debug for AdapterBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdapterBytes")
+            .field("config", &self.config.len())
+            .field("weights", &self.weights.len())
+            .finish()
+    }
+}
+
+impl AdapterBytes {
+    /// Reads the two files in `directory`, as PEFT's `save_pretrained` writes them.
+    ///
+    /// # Errors
+    /// [`NotFound`](consort_core::ErrorKind::NotFound) and [`Io`](consort_core::ErrorKind::Io);
+    /// [`InvalidAdapter`](consort_core::ErrorKind::InvalidAdapter) for files that are too large, or a pickle.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let config = read(&directory.join("adapter_config.json"), MAX_CONFIG_BYTES)?;
+        let path = directory.join("adapter_model.safetensors");
+        if !path.exists() && directory.join("adapter_model.bin").exists() {
+            return Err(invalid(
+                "the weights are a pickle, which can run code and is not read; save the adapter again as safetensors",
+            )
+            .with_context("path", directory.join("adapter_model.bin").display().to_string()));
+        }
+        Ok(Self { config: config.into(), weights: read(&path, MAX_WEIGHTS_BYTES)?.into() })
+    }
+
+    /// The BLAKE3 digest of the config's length (eight bytes, little-endian), the config and the weights.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        digest(&self.config, &self.weights)
+    }
+}
+
+fn digest(config: &[u8], weights: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(config.len() as u64).to_le_bytes());
+    hasher.update(config);
+    hasher.update(weights);
+    *hasher.finalize().as_bytes()
+}
 
 /// A LoRA adapter.
 #[derive(Debug, Clone)]
@@ -78,15 +130,7 @@ impl PeftAdapter {
     /// [`NotFound`](consort_core::ErrorKind::NotFound) and [`Io`](consort_core::ErrorKind::Io), and what
     /// [`from_parts`](Self::from_parts) gives.
     pub fn open(directory: &Path) -> Result<Self> {
-        let config = read(&directory.join("adapter_config.json"), MAX_CONFIG_BYTES)?;
-        let path = directory.join("adapter_model.safetensors");
-        if !path.exists() && directory.join("adapter_model.bin").exists() {
-            return Err(invalid(
-                "the weights are a pickle, which can run code and is not read; save the adapter again as safetensors",
-            )
-            .with_context("path", directory.join("adapter_model.bin").display().to_string()));
-        }
-        let weights = read(&path, MAX_WEIGHTS_BYTES)?;
+        let AdapterBytes { config, weights } = AdapterBytes::read(directory)?;
         Self::from_parts(&config, &weights).map_err(|error| error.with_context("path", directory.display().to_string()))
     }
 
@@ -96,12 +140,7 @@ impl PeftAdapter {
     /// [`InvalidAdapter`](consort_core::ErrorKind::InvalidAdapter), naming the key or the tensor, for an adapter that is
     /// malformed, out of bounds, or uses something that is not supported.
     pub fn from_parts(config: &[u8], weights: &[u8]) -> Result<Self> {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&(config.len() as u64).to_le_bytes());
-        hasher.update(config);
-        hasher.update(weights);
-        let digest = *hasher.finalize().as_bytes();
-
+        let digest = digest(config, weights);
         let config = PeftConfig::parse(config)?;
         let tensors = SafeTensors::deserialize(weights)
             .map_err(|source| invalid(format!("the weights are not safetensors: {source}")).with_source(source))?;

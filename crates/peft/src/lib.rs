@@ -35,5 +35,5 @@ mod adapter;
 mod config;
 mod module;
 
-pub use adapter::{LoraDelta, MAX_RANK, PeftAdapter};
+pub use adapter::{AdapterBytes, LoraDelta, MAX_RANK, PeftAdapter};
 pub use config::PeftConfig;

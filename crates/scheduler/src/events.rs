@@ -8,8 +8,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use consort_core::{Error, ErrorKind, Event, Result};
+use consort_core::{Error, Event, Result};
 use futures_core::Stream;
+
+use crate::metrics::Ended;
 
 struct State {
     events: VecDeque<Result<Event>>,
@@ -42,6 +44,12 @@ pub(crate) fn channel(capacity: usize, wake: Wake) -> (EventSender, EventReceive
     let state = State { events: VecDeque::new(), capacity, waker: None, paused: false, ended: false, cancelled: false };
     let buffer = Arc::new(Buffer { state: Mutex::new(state) });
     (EventSender { buffer: Arc::clone(&buffer) }, EventReceiver { buffer, wake })
+}
+
+/// Why a reply or an answer that nobody gave will never come: what holds it is dropped with its worker, and a worker that
+/// is dropped by a panic is one whose engine panicked.
+fn ending() -> Error {
+    if std::thread::panicking() { Ended::Panicked.error() } else { Ended::ShutDown.error() }
 }
 
 /// The worker's end.
@@ -90,7 +98,7 @@ impl EventSender {
 
 impl Drop for EventSender {
     fn drop(&mut self) {
-        self.fail(Error::new(ErrorKind::Cancelled, "the backend shut down before the reply ended"));
+        self.fail(ending());
     }
 }
 
@@ -180,7 +188,7 @@ impl<T> Answerer<T> {
 impl<T> Drop for Answerer<T> {
     fn drop(&mut self) {
         if !self.is_abandoned() {
-            self.answer(Err(Error::new(ErrorKind::Cancelled, "the backend shut down")));
+            self.answer(Err(ending()));
         }
     }
 }
@@ -205,7 +213,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use consort_core::{EventStream, FinishReason, Usage, block_on};
+    use consort_core::{ErrorKind, EventStream, FinishReason, Usage, block_on};
 
     use super::*;
 

@@ -159,6 +159,10 @@ impl Preparer {
         Ok(tokenizer.decode(tokens, SpecialText::Show))
     }
 
+    pub(crate) fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
     /// For a new reply.
     pub(crate) fn detokenizer(&self) -> Option<Detokenizer> {
         self.tokenizer.as_ref().map(|tokenizer| Detokenizer::new(tokenizer, SpecialText::Hide))

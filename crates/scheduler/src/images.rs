@@ -135,6 +135,11 @@ impl Images {
         }
     }
 
+    /// Bytes of the embeddings that are kept.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Gives the least recently used embedding up. `false` when there is none.
     pub(crate) fn evict(&mut self) -> bool {
         let Some(hash) = self.kept.iter().min_by_key(|(_, kept)| kept.stamp).map(|(hash, _)| *hash) else {

@@ -1,119 +1,146 @@
-//! Counters, gauges, and waiting until nothing is left to do.
+//! The books of a backend, and waiting until nothing is left to do.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use consort_core::{Error, ErrorKind, Metrics, Result};
+use consort_core::{Error, ErrorKind, Metrics, Priority, Result};
 
-/// How many requests are where. One lock holds all three, so that no request is ever in none of them.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Gauges {
-    pub(crate) queued: u64,
-    pub(crate) running: u64,
-    pub(crate) background: u64,
-    /// The worker has ended.
-    pub(crate) dead: bool,
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It was told to.
+    ShutDown,
+    /// The engine panicked.
+    Panicked,
 }
 
-impl Gauges {
-    fn is_idle(&self) -> bool {
-        self.queued == 0 && self.running == 0 && self.background == 0
+impl Ended {
+    /// What those who still want something are told.
+    pub(crate) fn error(self) -> Error {
+        match self {
+            Self::ShutDown => Error::new(ErrorKind::Cancelled, "the backend shut down"),
+            Self::Panicked => Error::new(
+                ErrorKind::Unexpected,
+                "the engine panicked and is gone; load the model anew, and please report this",
+            ),
+        }
     }
 }
 
-macro_rules! counters {
-    ($($name:ident),* $(,)?) => {
-        /// Counters that any thread can read; those of the worker are written by it alone.
-        #[derive(Debug, Default)]
-        pub(crate) struct Counters { $(pub(crate) $name: AtomicU64),* }
-
-        impl Counters {
-            fn write_into(&self, metrics: &mut Metrics) { $(metrics.$name = self.$name.load(Ordering::Relaxed);)* }
-        }
-    };
+/// All numbers, which change together under one lock: in no snapshot a request is nowhere or in two places.
+#[derive(Debug, Default)]
+pub(crate) struct Books {
+    pub(crate) metrics: Metrics,
+    /// Requests whose prompt is being prepared on their caller's thread. They have a place in the queue.
+    pub(crate) placing: u64,
+    /// Since when the one that waits longest waits.
+    pub(crate) oldest: Option<Instant>,
+    pub(crate) ended: Option<Ended>,
 }
 
-counters!(
-    requests,
-    finished,
-    cancelled,
-    failed,
-    refused,
-    steps,
-    prompt_tokens,
-    reused_tokens,
-    prefilled_tokens,
-    generated_tokens,
-    images_encoded,
-    images_reused,
-    cached_pasts,
-    cached_bytes,
-    evicted_pasts,
-);
+impl Books {
+    fn is_idle(&self) -> bool {
+        let metrics = &self.metrics;
+        metrics.queued == 0 && metrics.running == 0 && metrics.background == 0 && self.placing == 0
+    }
 
-/// Adds to a counter.
-pub(crate) fn add(counter: &AtomicU64, count: u64) {
-    counter.fetch_add(count, Ordering::Relaxed);
+    /// A request is accepted.
+    pub(crate) fn accept(&mut self, priority: Priority, prompt_tokens: usize) {
+        self.metrics.requests += 1;
+        self.metrics.prompt_tokens += prompt_tokens as u64;
+        self.join_queue(priority);
+    }
+
+    pub(crate) fn join_queue(&mut self, priority: Priority) {
+        self.metrics.queued += 1;
+        *self.metrics.queued_by.get_mut(priority) += 1;
+    }
+
+    pub(crate) fn leave_queue(&mut self, priority: Priority) {
+        lower(&mut self.metrics.queued);
+        lower(self.metrics.queued_by.get_mut(priority));
+    }
+
+    pub(crate) fn leave_running(&mut self) {
+        lower(&mut self.metrics.running);
+    }
+
+    pub(crate) fn leave_background(&mut self) {
+        lower(&mut self.metrics.background);
+    }
 }
 
-/// All numbers of a backend.
+/// Lowers a gauge. After the worker's end all of them are 0.
+fn lower(gauge: &mut u64) {
+    *gauge = gauge.saturating_sub(1);
+}
+
+/// The books, for all threads.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
-    gauges: Mutex<Gauges>,
+    books: Mutex<Books>,
     idle: Condvar,
-    pub(crate) counters: Counters,
 }
 
 impl Board {
-    fn lock(&self) -> MutexGuard<'_, Gauges> {
-        self.gauges.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the gauges together.
-    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut Gauges) -> T) -> T {
-        let mut gauges = self.lock();
-        let result = change(&mut gauges);
-        if gauges.is_idle() || gauges.dead {
+    /// Changes the books.
+    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut Books) -> T) -> T {
+        let mut books = self.lock();
+        let result = change(&mut books);
+        if books.is_idle() || books.ended.is_some() {
             self.idle.notify_all();
         }
         result
     }
 
-    pub(crate) fn snapshot(&self) -> Metrics {
-        let gauges = *self.lock();
-        let mut metrics = Metrics {
-            queued: gauges.queued,
-            running: gauges.running,
-            background: gauges.background,
-            ..Metrics::default()
-        };
-        self.counters.write_into(&mut metrics);
+    /// The worker has ended: whoever waited or ran is cancelled.
+    pub(crate) fn end(&self, ended: Ended) {
+        self.update(|books| {
+            let metrics = &mut books.metrics;
+            metrics.cancelled += metrics.queued + metrics.running;
+            (metrics.queued, metrics.queued_by, metrics.running) = Default::default();
+            (metrics.background, metrics.parked_pasts, metrics.parked_bytes) = (0, 0, 0);
+            (metrics.cached_pasts, metrics.cached_bytes, metrics.image_cache_bytes, metrics.adapters) = (0, 0, 0, 0);
+            metrics.adapter_bytes = 0;
+            (books.placing, books.oldest) = (0, None);
+            books.ended = Some(ended);
+        });
+    }
+
+    pub(crate) fn snapshot(&self, now: Instant) -> Metrics {
+        let books = self.lock();
+        let mut metrics = books.metrics;
+        metrics.oldest_waiting = books.oldest.map(|since| now.saturating_duration_since(since)).unwrap_or_default();
         metrics
     }
 
     /// Waits until nothing is queued, running or to be kept.
     pub(crate) fn wait_idle(&self, timeout: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(timeout);
-        let mut gauges = self.lock();
+        let mut books = self.lock();
         loop {
-            if gauges.is_idle() {
+            if books.is_idle() {
                 return Ok(());
             }
-            if gauges.dead {
-                return Err(Error::new(ErrorKind::Cancelled, "the backend shut down"));
+            if let Some(ended) = books.ended {
+                return Err(ended.error());
             }
             let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_zero() {
+                let metrics = &books.metrics;
                 return Err(Error::new(ErrorKind::DeadlineExceeded, "the backend is still busy")
                     .with_operation("scheduler::wait_idle")
-                    .with_context("queued", gauges.queued.to_string())
-                    .with_context("running", gauges.running.to_string())
-                    .with_context("background", gauges.background.to_string()));
+                    .with_context("queued", metrics.queued.to_string())
+                    .with_context("running", metrics.running.to_string())
+                    .with_context("background", metrics.background.to_string()));
             }
             // A year at most: some platforms refuse longer waits.
             let left = left.min(Duration::from_secs(31_536_000));
-            gauges = self.idle.wait_timeout(gauges, left).unwrap_or_else(PoisonError::into_inner).0;
+            books = self.idle.wait_timeout(books, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

@@ -26,6 +26,13 @@ impl Stretch {
             Self::Image { start, tokens, .. } => *start..start + tokens,
         }
     }
+
+    fn text(&self) -> &[TokenId] {
+        match self {
+            Self::Text { tokens, .. } => tokens,
+            Self::Image { .. } => &[],
+        }
+    }
 }
 
 /// An image of a past.
@@ -192,6 +199,24 @@ impl Past {
             Stretch::Image { hash, .. } => Some(*hash),
             Stretch::Text { .. } => None,
         }
+    }
+
+    /// The text's token at this place. `None` within an image and beyond the end.
+    pub(crate) fn token_at(&self, at: usize) -> Option<TokenId> {
+        match self.stretch(at)? {
+            Stretch::Text { start, tokens } => tokens.get(at - start).copied(),
+            Stretch::Image { .. } => None,
+        }
+    }
+
+    /// The tokens of its text, in order.
+    pub(crate) fn text_tokens(&self) -> impl Iterator<Item = TokenId> + '_ {
+        self.stretches.iter().flat_map(Stretch::text).copied()
+    }
+
+    /// The same from the end.
+    pub(crate) fn text_tokens_reversed(&self) -> impl Iterator<Item = TokenId> + '_ {
+        self.stretches.iter().rev().flat_map(|stretch| stretch.text().iter().rev()).copied()
     }
 
     /// A step's input for a range that [`chunk`](Self::chunk) admits. `handle` finds an encoded image.

@@ -10,16 +10,20 @@ use std::time::{Duration, Instant};
 
 use consort_core::{
     AdapterBinding, AdapterFiles, AdapterInfo, AdapterMode, AdapterSet, AdapterStatus, AdapterUse, BoxFuture,
-    Capability, DeviceEvidence, EmbedRequest, EndTokens, Engine, Error, ErrorKind, EventStream, GenerateRequest,
-    MemoryReport, Metrics, ModelBackend, ModelInfo, PrefixReuse, Priority, Prompt, Residency, Result, Sampling,
-    SpecialTokens, TokenId, Usage,
+    Capability, DeviceEvidence, EmbedRequest, Engine, Error, ErrorKind, EventStream, GenerateRequest, MemoryReport,
+    Metrics, ModelBackend, ModelInfo, PrefixReuse, Priority, Prompt, Residency, Result, SpecialTokens, TokenId, Usage,
 };
 
+use crate::chooser::Choosing;
+use crate::clock::Clock;
 use crate::config::SchedulerConfig;
 use crate::events::{self, Answerer};
 use crate::front_end::{Border, BorderKind, FrontEnd, Preparer};
-use crate::metrics::{Board, add};
+use crate::keeper::Keeper;
+use crate::library::{Delivery, Errand, Library};
+use crate::metrics::{Board, Ended};
 use crate::past::Past;
+use crate::prompt_logprobs::PromptLogprobs;
 use crate::sequence::{Embed, Reply, Request, Work};
 use crate::stop::StopMatcher;
 use crate::worker::Worker;
@@ -36,8 +40,9 @@ pub(crate) enum Command {
     /// A reader has caught up or gone away.
     Wake,
     Memory(Answerer<MemoryReport>),
-    LoadAdapter(String, AdapterFiles, Answerer<AdapterInfo>),
-    UnloadAdapter(String, Answerer<()>),
+    ClearCache(Answerer<()>),
+    /// What the library sends.
+    Adapter(Box<Delivery>),
     Shutdown,
 }
 
@@ -50,29 +55,39 @@ pub(crate) struct Shared {
     pub(crate) config: SchedulerConfig,
     pub(crate) preparer: Preparer,
     pub(crate) board: Board,
+    pub(crate) clock: Clock,
     /// What requests can name. A request is bound *and sent* under the read lock, so that whoever changed the registry
     /// knows that all requests bound before are in the channel.
-    pub(crate) adapters: RwLock<BTreeMap<String, AdapterInfo>>,
-    pub(crate) end_tokens: Arc<[TokenId]>,
+    pub(crate) adapters: RwLock<BTreeMap<String, AdapterStatus>>,
+    pub(crate) choosing: Choosing,
     next_id: AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn new(engine: &impl Engine, front_end: FrontEnd, config: SchedulerConfig) -> Result<Self> {
+    pub(crate) fn new(
+        engine: &impl Engine,
+        front_end: FrontEnd,
+        config: SchedulerConfig,
+        clock: Clock,
+    ) -> Result<Self> {
         let (name, info, capability) = (engine.name(), engine.info().clone(), engine.capability());
         let most = match info.context_length {
             0 => capability.max_sequence_tokens,
             context => capability.max_sequence_tokens.min(context),
         };
+        let preparer = Preparer::new(front_end, name, &info, most);
+        let choosing = Choosing::new(name, &info, preparer.tokenizer().cloned())?;
+        let capability = Capability { structured_output: capability.logprobs && choosing.structures(), ..capability };
         Ok(Self {
             name,
-            preparer: Preparer::new(front_end, name, &info, most),
+            preparer,
             config: config.within(&capability)?,
-            end_tokens: info.stop_tokens.clone().into(),
+            choosing,
             evidence: engine.evidence(),
             info,
             capability,
             board: Board::default(),
+            clock,
             adapters: RwLock::default(),
             next_id: AtomicU64::new(0),
         })
@@ -97,7 +112,11 @@ impl Shared {
 pub struct Scheduled<E> {
     shared: Arc<Shared>,
     commands: Sender<Command>,
+    /// `None` in a simulation, where the caller's thread does the work.
     thread: Option<JoinHandle<()>>,
+    /// Present until the drop.
+    library: Option<Library>,
+    librarian: Option<JoinHandle<()>>,
     engine: PhantomData<fn() -> E>,
 }
 
@@ -121,9 +140,11 @@ impl<E: Engine + 'static> Scheduled<E> {
         let (commands, inbox) = mpsc::channel();
         let (ready, boot) = mpsc::sync_channel(1);
         let to_self = commands.clone();
+        let (library, librarian) = Library::new(commands.clone());
+        let to_library = library.clone();
         let thread = std::thread::Builder::new()
             .name("consort-engine".into())
-            .spawn(move || serve(factory, front_end, config, inbox, to_self, &ready))
+            .spawn(move || serve(factory, front_end, config, inbox, (to_self, to_library), &ready))
             .map_err(|error| {
                 Error::new(ErrorKind::Unexpected, "the engine's thread cannot be started").with_source(error)
             })?;
@@ -131,7 +152,14 @@ impl<E: Engine + 'static> Scheduled<E> {
             return Err(Error::new(ErrorKind::Unexpected, "the engine's thread ended while it built the engine"));
         };
         match booted {
-            Ok(shared) => Ok(Self { shared, commands, thread: Some(thread), engine: PhantomData }),
+            Ok(shared) => Ok(Self {
+                shared,
+                commands,
+                thread: Some(thread),
+                library: Some(library),
+                librarian,
+                engine: PhantomData,
+            }),
             Err(error) => {
                 // It has nothing more to do; its result is known.
                 let _ = thread.join();
@@ -146,12 +174,13 @@ fn serve<E: Engine>(
     front_end: FrontEnd,
     config: SchedulerConfig,
     inbox: Receiver<Command>,
-    to_self: Sender<Command>,
+    (to_self, library): (Sender<Command>, Library),
     ready: &mpsc::SyncSender<Result<Arc<Shared>>>,
 ) {
     let booted = factory().and_then(|engine| {
-        let shared = Arc::new(Shared::new(&engine, front_end, config)?);
-        Ok((Worker::new(engine, Arc::clone(&shared), inbox, to_self), shared))
+        let shared = Arc::new(Shared::new(&engine, front_end, config, Clock::System)?);
+        let keeper = (shared.config.cache_bytes > 0).then(|| Keeper::threaded(Arc::clone(&shared), to_self));
+        Ok((Worker::new(engine, Arc::clone(&shared), inbox, keeper, library), shared))
     });
     // Nobody listens only if the caller's thread is gone; then the inbox ends at once.
     match booted {
@@ -174,13 +203,14 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            self.board.update(|gauges| gauges.queued = gauges.queued.saturating_sub(1));
+            self.board.update(|books| books.placing = books.placing.saturating_sub(1));
         }
     }
 }
 
 /// What distinguishes requests on their way to the engine's thread.
 struct Submission<'a> {
+    arrived: Instant,
     prompt: Prompt,
     adapters: &'a [AdapterUse],
     priority: Priority,
@@ -188,6 +218,11 @@ struct Submission<'a> {
 }
 
 impl<E> Scheduled<E> {
+    /// The handle of a worker that somebody else drives.
+    pub(crate) fn driven(shared: Arc<Shared>, commands: Sender<Command>, library: Library) -> Self {
+        Self { shared, commands, thread: None, library: Some(library), librarian: None, engine: PhantomData }
+    }
+
     /// Waits until nothing is queued or running and every finished turn was kept. For tests, benches and demonstrations.
     ///
     /// # Errors
@@ -196,42 +231,52 @@ impl<E> Scheduled<E> {
         self.shared.board.wait_idle(timeout)
     }
 
+    /// Gives up every kept past and every kept picture, and forgets the prompts of late; what runs goes on. For tests and
+    /// measurements, and for applications that want the memory back.
+    ///
+    /// # Errors
+    /// When the engine's thread has ended.
+    pub fn clear_cache(&self) -> BoxFuture<'_, Result<()>> {
+        self.ask(Command::ClearCache)
+    }
+
     fn gone(&self) -> Error {
-        Error::new(ErrorKind::Cancelled, "the engine's thread has ended").with_backend(self.shared.name)
+        let ended = self.shared.board.update(|books| books.ended);
+        ended.unwrap_or(Ended::ShutDown).error().with_backend(self.shared.name)
     }
 
     fn place(&self) -> Result<Place<'_>> {
         let (board, most) = (&self.shared.board, self.shared.config.max_queued as u64);
-        board.update(|gauges| {
-            if gauges.dead {
-                return Err(self.gone());
+        board.update(|books| {
+            if let Some(ended) = books.ended {
+                return Err(ended.error().with_backend(self.shared.name));
             }
-            if gauges.queued >= most {
-                add(&board.counters.refused, 1);
+            if books.metrics.queued + books.placing >= most {
+                books.metrics.refused += 1;
                 return Err(Error::new(ErrorKind::Overloaded, "the queue is full; try again when a reply has ended")
                     .with_backend(self.shared.name)
                     .with_operation("scheduler::generate")
                     .with_context("max_queued", most.to_string()));
             }
-            gauges.queued += 1;
+            books.placing += 1;
             Ok(())
         })?;
         Ok(Place { board, kept: false })
     }
 
-    fn registry(&self) -> RwLockReadGuard<'_, BTreeMap<String, AdapterInfo>> {
+    fn registry(&self) -> RwLockReadGuard<'_, BTreeMap<String, AdapterStatus>> {
         self.shared.adapters.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Binds what a request names to the current generations, activated adapters to where the prompt invokes them.
-    fn bind(&self, registry: &BTreeMap<String, AdapterInfo>, uses: &[AdapterUse], past: &Past) -> Result<AdapterSet> {
+    fn bind(&self, registry: &BTreeMap<String, AdapterStatus>, uses: &[AdapterUse], past: &Past) -> Result<AdapterSet> {
         if !uses.is_empty() && self.shared.capability.adapter_mode == AdapterMode::None {
             return Err(Error::unsupported(self.shared.name, "adapters"));
         }
         let mut bindings = Vec::with_capacity(uses.len());
         let mut idle = Vec::new();
         for wanted in uses {
-            let info = registry.get(&wanted.id).ok_or_else(|| {
+            let AdapterStatus { info, .. } = registry.get(&wanted.id).ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, "no adapter is loaded under this name")
                     .with_context("adapter", wanted.id.clone())
             })?;
@@ -259,7 +304,7 @@ impl<E> Scheduled<E> {
     fn submit(
         &self,
         submission: Submission<'_>,
-        work: impl FnOnce(usize, Option<Arc<crate::front_end::Conversation>>) -> Work,
+        work: impl FnOnce(&Past, Option<Arc<crate::front_end::Conversation>>) -> Result<Work>,
     ) -> Result<()> {
         let shared = &self.shared;
         let mut place = self.place()?;
@@ -271,7 +316,7 @@ impl<E> Scheduled<E> {
             Capability::require(shared.capability.image_input, shared.name, "image input")?;
         }
         let prompt_tokens = past.len();
-        let work = work(prompt_tokens, prepared.conversation);
+        let work = work(&past, prepared.conversation)?;
         let registry = self.registry();
         let adapters = self.bind(&registry, submission.adapters, &past)?;
         let mut borders = prepared.borders;
@@ -286,35 +331,40 @@ impl<E> Scheduled<E> {
             past,
             borders,
             work,
+            arrived: submission.arrived,
         };
+        // In the books before it is sent: the worker may close it before this thread goes on.
+        place.kept = true;
+        shared.board.update(|books| {
+            books.placing = books.placing.saturating_sub(1);
+            match books.ended {
+                Some(ended) => Err(ended.error().with_backend(shared.name)),
+                None => {
+                    books.accept(submission.priority, prompt_tokens);
+                    Ok(())
+                }
+            }
+        })?;
         self.commands.send(Command::Accept(Box::new(request))).map_err(|_| self.gone())?;
         drop(registry);
-        place.kept = true;
-        add(&shared.board.counters.requests, 1);
-        add(&shared.board.counters.prompt_tokens, prompt_tokens as u64);
         Ok(())
     }
 
-    /// What is not there yet is refused by its name.
-    fn check_declared(&self, request: &GenerateRequest) -> Result<()> {
-        let Sampling { temperature, top_k, top_p, min_p, seed, .. } = request.sampling;
-        let plain = Sampling { temperature, top_k, top_p, min_p, seed, ..Sampling::default() };
-        let name = self.shared.name;
-        Capability::require(request.sampling == plain, name, "penalties, logit bias and the filters beyond min p")?;
-        let rules = &request.stop;
-        Capability::require(
-            rules.min_tokens == 0 && rules.end_tokens == EndTokens::Stop,
-            name,
-            "min_tokens and end_tokens",
-        )?;
-        Capability::require(request.structure.is_none(), name, "structured output")?;
-        Capability::require(request.prompt_logprobs.is_none(), name, "prompt_logprobs")
+    fn ask<T: Send + 'static>(&self, command: impl FnOnce(Answerer<T>) -> Command) -> BoxFuture<'_, Result<T>> {
+        if let Some(ended) = self.shared.board.update(|books| books.ended) {
+            return Self::refuse(ended.error().with_backend(self.shared.name));
+        }
+        let (answerer, answer) = events::question();
+        // When the thread is gone by now the answerer is dropped with the command, which answers.
+        let _ = self.commands.send(command(answerer));
+        Box::pin(answer)
     }
 
-    fn ask<T: Send + 'static>(&self, command: impl FnOnce(Answerer<T>) -> Command) -> BoxFuture<'_, Result<T>> {
+    fn errand<T: Send + 'static>(&self, errand: impl FnOnce(Answerer<T>) -> Errand) -> BoxFuture<'_, Result<T>> {
         let (answerer, answer) = events::question();
-        // When the thread is gone the answerer is dropped with the command, which answers.
-        let _ = self.commands.send(command(answerer));
+        if let Some(library) = &self.library {
+            library.send(errand(answerer));
+        }
         Box::pin(answer)
     }
 
@@ -328,6 +378,11 @@ impl<E> Drop for Scheduled<E> {
         let _ = self.commands.send(Command::Shutdown);
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!(engine = self.shared.name, "the engine's thread panicked");
+        }
+        self.library = None;
+        if let Some(librarian) = self.librarian.take() {
+            // Its panic, should there be one, was reported on its own thread.
+            let _ = librarian.join();
         }
     }
 }
@@ -354,16 +409,22 @@ impl<E> ModelBackend for Scheduled<E> {
     }
 
     fn metrics(&self) -> Metrics {
-        self.shared.board.snapshot()
+        self.shared.board.snapshot(self.shared.clock.now())
     }
 
     fn generate(&self, request: GenerateRequest) -> Result<EventStream> {
-        let arrived = Instant::now();
         let shared = &self.shared;
+        let arrived = shared.clock.now();
         request.sampling.validate()?;
         Capability::require(shared.capability.logprobs, shared.name, "generate")?;
-        self.check_declared(&request)?;
-        if let Some(count) = request.logprobs.filter(|&count| count > MAX_LOGPROBS) {
+        Capability::require(
+            request.prompt_logprobs.is_none() || shared.capability.prompt_logprobs,
+            shared.name,
+            "prompt_logprobs",
+        )?;
+        let structure = request.structure.as_ref().map(|structure| shared.choosing.structure(structure)).transpose()?;
+        let most = request.logprobs.max(request.prompt_logprobs);
+        if let Some(count) = most.filter(|&count| count > MAX_LOGPROBS) {
             return Err(Error::new(
                 ErrorKind::InvalidRequest,
                 "at most 1024 log probabilities a position are reported",
@@ -377,17 +438,24 @@ impl<E> ModelBackend for Scheduled<E> {
         let wake: events::Wake = Arc::new(move || drop(commands.send(Command::Wake)));
         let (sender, receiver) = events::channel(shared.config.event_buffer, wake);
         let submission = Submission {
+            arrived,
             prompt: request.prompt,
             adapters: &request.adapters,
             priority: request.priority,
-            reuse: request.prefix_reuse,
+            // What the cache gives has no logits.
+            reuse: if request.prompt_logprobs.is_some() { PrefixReuse::Bypass } else { request.prefix_reuse },
         };
-        self.submit(submission, |prompt_tokens, conversation| {
+        self.submit(submission, |past, conversation| {
+            let prompt_tokens = past.len();
             let room = shared.preparer.room(prompt_tokens);
-            Work::Reply(Box::new(Reply {
-                sampling: request.sampling,
-                stop_tokens: request.stop.tokens,
-                end_tokens: Arc::clone(&shared.end_tokens),
+            let structure = structure.map(|ready| (ready, request.structure_scope));
+            let prompt_logprobs = request
+                .prompt_logprobs
+                .map(|count| PromptLogprobs::new(count, prompt_tokens, shared.choosing.workspace()))
+                .transpose()?;
+            Ok(Work::Reply(Box::new(Reply {
+                chooser: shared.choosing.chooser(request.sampling, &request.stop, structure, past)?,
+                prompt_logprobs,
                 stopper,
                 detokenizer: shared.preparer.detokenizer(),
                 events: sender,
@@ -395,11 +463,13 @@ impl<E> ModelBackend for Scheduled<E> {
                 logprobs: request.logprobs.map(|count| count as usize),
                 conversation: conversation.filter(|_| request.prefix_reuse == PrefixReuse::Shared),
                 arrived,
+                deadlines: request.deadlines,
                 started: false,
                 usage: Usage { prompt_tokens, ..Usage::default() },
                 first_token: None,
+                last_token: None,
                 text: String::new(),
-            }))
+            })))
         })?;
         Ok(EventStream::new(receiver))
     }
@@ -410,13 +480,14 @@ impl<E> ModelBackend for Scheduled<E> {
         }
         let (answerer, answer) = events::question();
         let submission = Submission {
+            arrived: self.shared.clock.now(),
             prompt: request.prompt,
             adapters: &request.adapters,
             priority: Priority::Interactive,
             // A mean needs every position anew.
             reuse: PrefixReuse::Bypass,
         };
-        let work = |_, _| Work::Embed(Embed { pooling: request.pooling, answer: answerer, sum: Vec::new() });
+        let work = |_: &Past, _| Ok(Work::Embed(Embed { pooling: request.pooling, answer: answerer, sum: Vec::new() }));
         match self.submit(submission, work) {
             Ok(()) => Box::pin(answer),
             Err(error) => Self::refuse(error),
@@ -428,7 +499,7 @@ impl<E> ModelBackend for Scheduled<E> {
             return Self::refuse(Error::unsupported(self.shared.name, "load_adapter"));
         }
         let id = id.to_owned();
-        self.ask(move |answer| Command::LoadAdapter(id, files, answer))
+        self.errand(move |answer| Errand::Load(id, files, answer))
     }
 
     fn unload_adapter(&self, id: &str) -> BoxFuture<'_, Result<()>> {
@@ -436,12 +507,19 @@ impl<E> ModelBackend for Scheduled<E> {
             return Self::refuse(Error::unsupported(self.shared.name, "unload_adapter"));
         }
         let id = id.to_owned();
-        self.ask(move |answer| Command::UnloadAdapter(id, answer))
+        self.errand(move |answer| Errand::Unload(id, answer))
+    }
+
+    fn set_adapter_residency(&self, id: &str, residency: Residency) -> BoxFuture<'_, Result<()>> {
+        if self.shared.capability.adapter_mode == AdapterMode::None {
+            return Self::refuse(Error::unsupported(self.shared.name, "set_adapter_residency"));
+        }
+        let id = id.to_owned();
+        self.errand(move |answer| Errand::Reside(id, residency, answer))
     }
 
     fn adapters(&self) -> Vec<AdapterStatus> {
-        let status = |info| AdapterStatus { info, residency: Residency::Pinned, resident: true, digest: None };
-        self.registry().values().cloned().map(status).collect()
+        self.registry().values().cloned().collect()
     }
 
     fn tokenize(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>> {

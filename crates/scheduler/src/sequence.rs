@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use consort_core::{
-    AdapterSet, Error, Event, FinishReason, ImageHandle, Parked, Pooling, PrefixReuse, Priority, Result, Sampling,
+    AdapterSet, Deadlines, Error, Event, FinishReason, ImageHandle, Parked, Pooling, PrefixReuse, Priority, Result,
     SeqId, Step, TokenId, Usage, Want,
 };
 use consort_text::Detokenizer;
 
+use crate::aging::Standing;
+use crate::chooser::{Choice, Chooser};
 use crate::events::{Answerer, EventSender};
 use crate::front_end::{Border, BorderKind, Conversation};
 use crate::images::{Audience, ImageKey, Wanted};
 use crate::past::Past;
-use crate::sampler;
+use crate::prompt_logprobs::{MOST_ROWS, PromptLogprobs};
 use crate::stop::StopMatcher;
 
 /// What a sequence is for.
@@ -29,9 +31,9 @@ pub(crate) enum Work {
 
 /// A reply as it grows.
 pub(crate) struct Reply {
-    pub(crate) sampling: Sampling,
-    pub(crate) stop_tokens: Vec<TokenId>,
-    pub(crate) end_tokens: Arc<[TokenId]>,
+    pub(crate) chooser: Chooser,
+    /// Until they are delivered, before the first token.
+    pub(crate) prompt_logprobs: Option<PromptLogprobs>,
     pub(crate) stopper: StopMatcher,
     pub(crate) detokenizer: Option<Detokenizer>,
     pub(crate) events: EventSender,
@@ -40,9 +42,12 @@ pub(crate) struct Reply {
     pub(crate) logprobs: Option<usize>,
     pub(crate) conversation: Option<Arc<Conversation>>,
     pub(crate) arrived: Instant,
+    pub(crate) deadlines: Deadlines,
     pub(crate) started: bool,
     pub(crate) usage: Usage,
     pub(crate) first_token: Option<Instant>,
+    /// When its last token came, unless its reader has held it up since.
+    pub(crate) last_token: Option<Instant>,
     /// All text that was delivered, while it may be needed to keep the turn.
     pub(crate) text: String,
 }
@@ -56,31 +61,36 @@ pub(crate) enum Said {
 }
 
 impl Reply {
-    /// Takes the logits of the next token.
-    pub(crate) fn hear(&mut self, row: &[f32]) -> Result<Said> {
+    /// Takes the logits of the next token, which came at `now`.
+    pub(crate) fn hear(&mut self, row: &[f32], now: Instant) -> Result<Said> {
         if !self.started {
             self.started = true;
+            if let Some(prompt) = self.prompt_logprobs.take() {
+                self.events.send(Event::PromptLogprobs(prompt.into_entries()));
+            }
             self.events.send(Event::Started(self.usage));
         }
         if self.usage.completion_tokens >= self.max_tokens {
             return Ok(self.end(FinishReason::Length));
         }
-        let token = sampler::sample(row, &self.sampling, self.usage.completion_tokens as u64)?;
-        let logprobs = match self.logprobs {
-            Some(count) => vec![sampler::logprobs(row, token, count)?],
-            None => Vec::new(),
+        let choice = self.chooser.choose(row)?;
+        let (token, ended) = match choice {
+            Choice::Token(token) => (token, None),
+            Choice::End(token) => (token, Some(FinishReason::EndToken(token))),
+            Choice::Stop(token) => (token, Some(FinishReason::StopToken(token))),
+            Choice::Complete => return Ok(self.end(FinishReason::StructureComplete)),
         };
-        let now = Instant::now();
         let first = *self.first_token.get_or_insert(now);
         self.usage.time_to_first_token = Some(first.saturating_duration_since(self.arrived));
         self.usage.decode_time = now.saturating_duration_since(first);
         self.usage.completion_tokens += 1;
-        if self.end_tokens.contains(&token) {
-            return Ok(self.end(FinishReason::EndToken(token)));
+        if let Some(reason) = ended {
+            return Ok(self.end(reason));
         }
-        if self.stop_tokens.contains(&token) {
-            return Ok(self.end(FinishReason::StopToken(token)));
-        }
+        let logprobs = match self.logprobs {
+            Some(count) => vec![self.chooser.logprobs(row, token, count)?],
+            None => Vec::new(),
+        };
         let text = self.detokenizer.as_mut().map(|detokenizer| detokenizer.push(token)).unwrap_or_default();
         let fed = self.stopper.feed(&text);
         self.deliver(vec![token], fed.text, logprobs);
@@ -174,6 +184,7 @@ pub(crate) struct Request {
     pub(crate) past: Past,
     pub(crate) borders: Vec<Border>,
     pub(crate) work: Work,
+    pub(crate) arrived: Instant,
 }
 
 /// A request on the engine's thread, to its end.
@@ -194,12 +205,23 @@ pub(crate) struct Job {
     pub(crate) admitted_before: bool,
     pub(crate) replays: u32,
     pub(crate) end: Option<End>,
+    /// How its turn comes nearer.
+    pub(crate) standing: Standing,
+    /// Since when it has waited for a slot.
+    pub(crate) queued_since: Instant,
+    /// How many of its tokens an engine's sequence ever held: what it computes before is computed again.
+    pub(crate) furthest: usize,
 }
 
 impl From<Request> for Job {
     fn from(request: Request) -> Self {
-        let Request { id, priority, reuse, adapters, past, borders, work } = request;
+        let Request { id, priority, reuse, adapters, past, borders, work, arrived } = request;
+        // Nobody waits for a turn that is kept.
+        let ages = !matches!(work, Work::Keep);
         Self {
+            standing: Standing::new(priority, ages, arrived),
+            queued_since: arrived,
+            furthest: 0,
             id,
             priority,
             reuse,
@@ -229,11 +251,6 @@ impl Job {
     pub(crate) fn lasting_adapters(&self) -> AdapterSet {
         let turn = self.borders.iter().find(|border| border.kind == BorderKind::Turn);
         self.adapters.within(turn.map_or(self.prompt_len, |turn| turn.at))
-    }
-
-    /// Who comes first in the queue: the higher priority, then the older one.
-    pub(crate) fn comes_before(&self, other: &Self) -> bool {
-        (other.priority, self.id) < (self.priority, other.id)
     }
 
     pub(crate) fn is_keep(&self) -> bool {
@@ -270,6 +287,13 @@ impl Job {
         }
     }
 
+    /// The next token comes late, and the engine is not to blame.
+    pub(crate) fn forget_last_token(&mut self) {
+        if let Work::Reply(reply) = &mut self.work {
+            reply.last_token = None;
+        }
+    }
+
     pub(crate) fn audience(&self) -> Audience {
         match self.reuse {
             PrefixReuse::Shared => Audience::Shared,
@@ -303,7 +327,13 @@ impl Job {
             return 0;
         }
         let to_border = slot.borders.front().map_or(usize::MAX, |border| border.saturating_sub(slot.done));
+        let limit = if self.wants_prompt_logprobs() { limit.min(MOST_ROWS) } else { limit };
         self.past.chunk(slot.done, limit.min(to_border))
+    }
+
+    /// Whether what it reads is to be reported.
+    fn wants_prompt_logprobs(&self) -> bool {
+        matches!(&self.work, Work::Reply(reply) if reply.prompt_logprobs.is_some())
     }
 
     /// The step that appends the next `tokens` tokens.
@@ -312,7 +342,9 @@ impl Job {
         let range = slot.done..slot.done + tokens;
         let last = range.end == self.past.len();
         let want = match &self.work {
-            Work::Reply(_) if last => Want::Last,
+            Work::Reply(_) if self.wants_prompt_logprobs() && self.past.token_at(range.start).is_some() => Want::All,
+            // The last of an image's positions tells of what follows it.
+            Work::Reply(_) if last || self.wants_prompt_logprobs() => Want::Last,
             Work::Embed(Embed { pooling: Pooling::Mean, .. }) => Want::Pooled(Pooling::Mean),
             Work::Embed(_) if last => Want::Pooled(Pooling::Last),
             _ => Want::Nothing,

@@ -7,7 +7,10 @@ use consort_core::{AdapterSet, Priority};
 pub(crate) struct Candidate {
     /// Which one, for the caller.
     pub(crate) index: usize,
+    /// What it came with.
     pub(crate) priority: Priority,
+    /// The same, raised by what it has waited.
+    pub(crate) rank: Priority,
     /// Older is smaller.
     pub(crate) age: u64,
     /// Its next step is a reply's next token.
@@ -21,23 +24,27 @@ pub(crate) struct Budget {
     pub(crate) tokens: usize,
     /// Tokens of `Background` and `Batch` prompts while somebody reads or listens.
     pub(crate) background: usize,
+    /// Tokens of prompts while somebody reads or listens to a reply that is being generated.
+    pub(crate) prompts: usize,
 }
 
-/// First one token for every sequence that is generating, then prompts with what is left: the highest priority first and
-/// of these the oldest. A voice so never waits for a prompt longer than one step. `chunk(index, limit)` tells how many
-/// tokens a prompt's next step can take.
+/// First one token for every sequence that is generating, by priority, then prompts with what is left: the highest rank
+/// first and of these the oldest. A voice so never waits for a prompt longer than one step. `chunk(index, limit)` tells how
+/// many tokens a prompt's next step can take.
 pub(crate) fn plan(
     mut candidates: Vec<Candidate>,
     budget: Budget,
     mut chunk: impl FnMut(usize, usize) -> usize,
 ) -> Vec<(usize, usize)> {
-    candidates.sort_by(|a, b| b.decoding.cmp(&a.decoding).then(b.priority.cmp(&a.priority)).then(a.age.cmp(&b.age)));
+    let order = |candidate: &Candidate| if candidate.decoding { candidate.priority } else { candidate.rank };
+    candidates.sort_by(|a, b| b.decoding.cmp(&a.decoding).then(order(b).cmp(&order(a))).then(a.age.cmp(&b.age)));
     let somebody_waits = candidates.iter().any(|candidate| candidate.priority >= Priority::Interactive);
     let (mut left, mut background) = (budget.tokens, budget.background);
+    let mut prompts = if listened_to(&candidates) { budget.prompts } else { usize::MAX };
     let mut steps = Vec::with_capacity(candidates.len());
     for candidate in candidates {
-        let mut limit = if candidate.decoding { left.min(1) } else { left };
-        let quiet = !candidate.decoding && somebody_waits && candidate.priority < Priority::Interactive;
+        let mut limit = if candidate.decoding { left.min(1) } else { left.min(prompts) };
+        let quiet = !candidate.decoding && somebody_waits && candidate.rank < Priority::Interactive;
         if quiet {
             limit = limit.min(background);
         }
@@ -48,12 +55,20 @@ pub(crate) fn plan(
         if tokens > 0 {
             steps.push((candidate.index, tokens));
             left -= tokens;
+            if !candidate.decoding {
+                prompts -= tokens;
+            }
             if quiet {
                 background -= tokens;
             }
         }
     }
     steps
+}
+
+/// Whether a reply that somebody reads or listens to is being generated.
+fn listened_to(candidates: &[Candidate]) -> bool {
+    candidates.iter().any(|candidate| candidate.decoding && candidate.priority >= Priority::Interactive)
 }
 
 /// Turns of adapter groups, for engines that apply adapters to a whole batch.
@@ -100,7 +115,7 @@ mod tests {
     use super::*;
 
     fn candidate(index: usize, priority: Priority, decoding: bool) -> Candidate {
-        Candidate { index, priority, age: index as u64, decoding }
+        Candidate { index, priority, rank: priority, age: index as u64, decoding }
     }
 
     #[test]
@@ -112,16 +127,28 @@ mod tests {
             candidate(3, Priority::Batch, true),
             candidate(4, Priority::Realtime, true),
         ];
-        let budget = Budget { tokens: 20, background: 4 };
+        let budget = Budget { tokens: 20, background: 4, prompts: usize::MAX };
         let steps = plan(candidates.clone(), budget, |_, limit| limit.min(8));
         assert_eq!(steps, [(4, 1), (3, 1), (2, 8), (1, 8), (0, 2)]);
-        let steps = plan(candidates.clone(), Budget { tokens: 100, background: 4 }, |_, limit| limit.min(50));
+        let steps = plan(candidates.clone(), Budget { tokens: 100, ..budget }, |_, limit| limit.min(50));
         assert_eq!(steps, [(4, 1), (3, 1), (2, 50), (1, 48)]);
-        let steps = plan(candidates.clone(), Budget { tokens: 100, background: 4 }, |_, limit| limit.min(30));
+        let steps = plan(candidates.clone(), Budget { tokens: 100, ..budget }, |_, limit| limit.min(30));
         assert_eq!(steps.last(), Some(&(0, 4)));
-        let alone = plan(vec![candidates[0]], Budget { tokens: 100, background: 4 }, |_, limit| limit.min(30));
+        let alone = plan(vec![candidates[0]], Budget { tokens: 100, ..budget }, |_, limit| limit.min(30));
         assert_eq!(alone, [(0, 30)]);
-        assert!(plan(candidates, budget, |_, _| 0).is_empty());
+        assert!(plan(candidates.clone(), budget, |_, _| 0).is_empty());
+        // A batch prompt that has waited comes before one that has not, and is no longer held back.
+        let mut aged = candidates.clone();
+        aged[0].rank = Priority::Realtime;
+        let steps = plan(aged, Budget { tokens: 100, ..budget }, |_, limit| limit.min(50));
+        assert_eq!(steps, [(4, 1), (3, 1), (0, 50), (2, 48)]);
+        // What may take only so long: voices first, prompts share what is left of the time.
+        let steps = plan(candidates.clone(), Budget { tokens: 100, prompts: 12, ..budget }, |_, limit| limit.min(8));
+        assert_eq!(steps, [(4, 1), (3, 1), (2, 8), (1, 4)]);
+        // Nobody listens: a batch reply that is being generated holds no prompt up.
+        let quiet = vec![candidates[1], candidates[3]];
+        let steps = plan(quiet, Budget { tokens: 100, prompts: 12, ..budget }, |_, limit| limit.min(50));
+        assert_eq!(steps, [(3, 1), (1, 50)]);
     }
 
     #[test]

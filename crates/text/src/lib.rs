@@ -6,7 +6,7 @@
 //! - [`Detokenizer`]: tokens in, text out, and never half a character.
 //! - [`ChatTemplate`]: the Jinja template that came with a model, rendered as transformers renders it, within limits:
 //!   a template is a program from a stranger.
-//! - [`PromptRenderer`]: the two together, with the places in a prompt that a prefix cache keeps, and
+//! - [`PromptRenderer`]: the two together; what people write never becomes a special token; with the places in a prompt that a prefix cache keeps, and
 //!   [`split_at_images`], which puts pictures where the template left room for them.
 //! - [`ReplyParser`]: reasoning, text and tool calls, told apart while a reply streams; [`parse_reply`] for a whole one.
 //!   What is malformed comes back as text with a flag, and nothing is ever lost.
@@ -40,6 +40,7 @@
 #![forbid(unsafe_code)]
 
 mod detokenizer;
+mod guard;
 mod images;
 mod renderer;
 mod reply;

@@ -3,6 +3,7 @@
 use consort_core::{ErrorKind, Result, SpecialTokens, TokenId};
 use serde_json::json;
 
+use crate::guard::{Guard, Marks};
 use crate::{ChatTemplate, ChatTemplateInput, ReplyStart, SpecialText, Tokenizer};
 
 /// A conversation as token ids.
@@ -52,13 +53,34 @@ pub struct RenderedPrompt {
 pub struct PromptRenderer {
     template: ChatTemplate,
     tokenizer: Tokenizer,
+    guard: Option<Guard>,
 }
 
 impl PromptRenderer {
-    /// A renderer. Cheap to clone.
+    /// A renderer.
+    ///
+    /// Special tokens come from the template alone: what messages and tools say stays text, whatever it looks like
+    /// (`<|im_end|>`), so that nobody can end his own turn and open another's. All other text becomes the tokens that it
+    /// always becomes. Added tokens that are not special (`<think>`, `<tool_call>`) are no boundary of a turn, and are
+    /// recognized in messages, as in the replies that they come from.
+    ///
+    /// A template that itself looks for special tokens *in* messages does not find them;
+    /// [`with_special_content`](Self::with_special_content) is for it.
     #[must_use]
     pub fn new(template: ChatTemplate, tokenizer: Tokenizer) -> Self {
-        Self { template, tokenizer }
+        let guard = Guard::new(tokenizer.special_spellings());
+        Self { template, tokenizer, guard }
+    }
+
+    /// With [`SpecialTokens::Parse`], what messages say can be special tokens too, as in transformers. Only for
+    /// conversations whose every word the application wrote itself.
+    #[must_use]
+    pub fn with_special_content(mut self, special: SpecialTokens) -> Self {
+        self.guard = match special {
+            SpecialTokens::Parse => None,
+            SpecialTokens::Plain => Guard::new(self.tokenizer.special_spellings()),
+        };
+        self
     }
 
     /// The template.
@@ -78,10 +100,10 @@ impl PromptRenderer {
     /// # Errors
     /// What [`ChatTemplate::render`] and [`Tokenizer::encode`] refuse.
     pub fn render(&self, input: &ChatTemplateInput) -> Result<RenderedPrompt> {
-        let input = self.prepared(input);
-        let tokens = self.tokens(&input)?;
+        let (input, marks) = self.prepared(input);
+        let tokens = self.tokens(&input, &marks)?;
         let generation_border = if input.add_generation_prompt {
-            let without = self.tokens(&ChatTemplateInput { add_generation_prompt: false, ..input })?;
+            let without = self.tokens(&ChatTemplateInput { add_generation_prompt: false, ..input }, &marks)?;
             common_prefix(&tokens, &without)
         } else {
             tokens.len()
@@ -102,10 +124,11 @@ impl PromptRenderer {
     /// What [`Tokenizer::encode`] refuses, and what [`ChatTemplate::render`] refuses for other reasons than an exception
     /// that the template raises: a conversation that cannot be continued has an empty prefix.
     pub fn next_turn_prefix(&self, input: &ChatTemplateInput) -> Result<Vec<TokenId>> {
-        let mut input = ChatTemplateInput { add_generation_prompt: false, ..self.prepared(input) };
+        let (input, marks) = self.prepared(input);
+        let mut input = ChatTemplateInput { add_generation_prompt: false, ..input };
         let mut continued = |text: &str| {
             input.messages.push(json!({ "role": "user", "content": text }));
-            let tokens = self.tokens(&input);
+            let tokens = self.tokens(&input, &marks);
             input.messages.pop();
             tokens
         };
@@ -125,8 +148,8 @@ impl PromptRenderer {
         Ok(prefix)
     }
 
-    /// All renderings of one question must agree on the time and on the names of the special tokens.
-    fn prepared(&self, input: &ChatTemplateInput) -> ChatTemplateInput {
+    /// All renderings of one question must agree on the time, on the names of the special tokens, and on the marks.
+    fn prepared(&self, input: &ChatTemplateInput) -> (ChatTemplateInput, Marks) {
         let mut input = input.clone();
         input.now.get_or_insert_with(std::time::SystemTime::now);
         let tokenizer = &self.tokenizer;
@@ -139,11 +162,12 @@ impl PromptRenderer {
                 input.variables.entry(name).or_insert_with(|| token.into());
             }
         }
-        input
+        let marks = self.guard.as_ref().map(|guard| guard.mark(&mut input)).unwrap_or_default();
+        (input, marks)
     }
 
-    fn tokens(&self, input: &ChatTemplateInput) -> Result<Vec<TokenId>> {
-        self.tokenizer.encode(&self.template.render(input)?, SpecialTokens::Parse)
+    fn tokens(&self, input: &ChatTemplateInput, marks: &Marks) -> Result<Vec<TokenId>> {
+        self.tokenizer.encode_marked(&self.template.render(input)?, marks)
     }
 }
 

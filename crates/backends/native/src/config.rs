@@ -34,6 +34,18 @@ impl From<&'static [u8]> for ModelSource {
     }
 }
 
+/// What quantized weights are multiplied with. Weights in F32, F16 and BF16 always meet activations in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activations {
+    /// Rounded to eight bits, in blocks of 32 with a scale of their own, once for each product; blocks are multiplied in
+    /// integers. Several times as fast as [`F32`](Self::F32), and close to it: the crate's readme has the measured
+    /// divergence.
+    #[default]
+    Int8,
+    /// As they are: weights are widened to exactly what `consort_gguf::dequantize` gives, and multiplied in f32.
+    F32,
+}
+
 /// What [`NativeEngine::load`](crate::NativeEngine::load) loads, and within which limits it then works.
 ///
 /// ```
@@ -55,6 +67,8 @@ pub struct NativeConfig {
     pub vision: Option<ModelSource>,
     /// Which devices may compute. This engine computes on the processor, so only `Named(Device::Cpu)` loads.
     pub policy: DevicePolicy,
+    /// What quantized weights are multiplied with.
+    pub activations: Activations,
     /// How many threads compute; `None`: as many as the machine has cores.
     pub threads: Option<NonZeroUsize>,
     /// How many sequences can be open at once. Parked pasts do not count.
@@ -78,6 +92,7 @@ impl NativeConfig {
             text: text.into(),
             vision: None,
             policy: DevicePolicy::default(),
+            activations: Activations::default(),
             threads: None,
             max_sequences: 16,
             max_sequence_tokens: 32_768,

@@ -69,7 +69,7 @@ impl NativeEngine {
     /// [`ErrorKind::DevicePolicy`] unless the policy names the processor; [`ErrorKind::NotFound`] and [`ErrorKind::Io`] for
     /// files; [`ErrorKind::InvalidModel`], which names the tensor or key, and [`ErrorKind::Unsupported`], which does
     /// too, for what this engine does not compute: other architectures, rotary scaling, sliding windows, routers that are no
-    /// softmax, more than one multi-token prediction block, weight types other than F32, F16, BF16 and Q8_0;
+    /// softmax, more than one multi-token prediction block, weight types that there are no kernels for;
     /// [`ErrorKind::InvalidConfig`].
     #[allow(clippy::needless_pass_by_value)] // A configuration is made for one engine.
     pub fn load(config: NativeConfig) -> Result<Self> {
@@ -122,7 +122,7 @@ impl NativeEngine {
             capability,
             max_image_patches: config.max_image_patches,
             evidence,
-            compute: Compute { kernels, threads },
+            compute: Compute { kernels, threads, activations: config.activations },
             threads: (threads > 1).then(|| pool_of_threads(threads)).transpose()?,
             pool,
             sequences: HashMap::new(),

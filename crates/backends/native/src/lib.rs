@@ -1,8 +1,9 @@
 //! The reference engine: Qwen3.5 text and vision on the processor, from GGUF.
 //!
 //! It is the oracle for every other engine, so it is clear before it is clever: one forward pass in f32 over weights that
-//! stay in the file's mapping (F32, F16, BF16, Q8_0), written over kernels that exist for AVX-512, AVX2 and any other
-//! processor. Batches, chunks, forks, caches and threads do not change a bit of what a sequence gives.
+//! stay in the file's mapping (F32, F16, BF16 and the quantized types that published files use), written over kernels that
+//! exist for AVX-512, AVX2 and any other processor. Quantized weights meet activations in eight bits, or in f32 where
+//! [`Activations`] says so. Batches, chunks, forks, caches and threads do not change a bit of what a sequence gives.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -37,6 +38,6 @@ mod state;
 mod step;
 pub mod synthetic;
 mod weights;
-pub use config::{ModelSource, NativeConfig};
+pub use config::{Activations, ModelSource, NativeConfig};
 pub use drafts::Drafts;
 pub use engine::NativeEngine;

@@ -21,16 +21,20 @@
 use std::path::Path;
 
 use consort_core::Result;
-use consort_gguf::{GgufWriter, TensorSink, TensorType, f32_to_bf16, f32_to_f16, quantize_q8_0};
+use consort_gguf::{GgufWriter, TensorType, quantize};
 
 /// Numbers that are drawn once and then repeated, each tensor beginning elsewhere: drawing a billion would take longer than
 /// writing them. A prime, so that rows differ.
 const DRAWN: usize = 999_983;
+/// Blocks of 256 numbers that are quantized once and then repeated: searching scales for a billion numbers would take
+/// minutes. A prime.
+const BLOCKS: usize = 1021;
 
 /// Dimensions of a model.
 #[derive(Debug, Clone)]
 pub struct SyntheticConfig {
-    /// How matrices are stored: F32, F16, BF16 or Q8_0. Vectors are F32.
+    /// How matrices are stored: in any type that [`quantize`] writes. Rows that are not whole blocks of it fall back to the
+    /// type that llama.cpp gives them, and at last to F16. Vectors are F32.
     pub weight_type: TensorType,
     /// The same seed gives the same model.
     pub seed: u64,
@@ -149,7 +153,7 @@ impl SyntheticConfig {
     /// Writes the text model to `path`.
     ///
     /// # Errors
-    /// Those of [`GgufWriter::write_to`]; dimensions that the weight type does not allow.
+    /// Those of [`GgufWriter::write_to`]; a weight type that [`quantize`] does not write.
     pub fn write_text(&self, path: &Path) -> Result<()> {
         let drawn = draw(self.seed);
         self.text_writer(&drawn)?.write_to(path)
@@ -158,7 +162,7 @@ impl SyntheticConfig {
     /// The text model's file.
     ///
     /// # Errors
-    /// Dimensions that the weight type does not allow.
+    /// A weight type that [`quantize`] does not write.
     pub fn text(&self) -> Result<Vec<u8>> {
         let (drawn, mut file) = (draw(self.seed), Vec::new());
         self.text_writer(&drawn)?.write(&mut file)?;
@@ -168,7 +172,7 @@ impl SyntheticConfig {
     /// The vision tower's file ("mmproj"), if there is one.
     ///
     /// # Errors
-    /// Dimensions that the weight type does not allow.
+    /// A weight type that [`quantize`] does not write.
     pub fn vision(&self) -> Result<Option<Vec<u8>>> {
         let Some(vision) = &self.vision else { return Ok(None) };
         let (drawn, mut file) = (draw(self.seed ^ 0xeeee), Vec::new());
@@ -333,16 +337,38 @@ impl<'a> Maker<'a> {
         self.at = (self.at + 7919) % DRAWN;
         let (drawn, start) = (self.drawn, self.at);
         let dims: Vec<u64> = dims.iter().map(|&dim| u64::from(dim)).collect();
-        let row = dims[0] as usize;
-        let rows: u64 = dims[1..].iter().product();
+        let (row, count) = (dims[0], dims.iter().product::<u64>());
+        let kind = fallback(kind, row);
+        if kind.block_len() > 1 {
+            return self.quantized(name, &dims, kind, deviation);
+        }
         self.writer.add_tensor(name, &dims, kind, move |sink| {
             let mut numbers = drawn.iter().cycle().skip(start).map(|x| mean + deviation * x);
-            let (mut values, mut bytes) = (vec![0.0; row], Vec::new());
-            for _ in 0..rows {
+            let mut values = vec![0.0; row as usize];
+            for _ in 0..count / row {
                 for value in &mut values {
                     *value = numbers.next().unwrap_or(0.0);
                 }
-                encode(sink, kind, &values, &mut bytes)?;
+                sink.write(&quantize(kind, &values, None)?)?;
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// A tensor of mean 0 in blocks: some are quantized, and repeated.
+    fn quantized(&mut self, name: &str, dims: &[u64], kind: TensorType, deviation: f32) -> Result<()> {
+        let (drawn, start) = (self.drawn, self.at);
+        let count: u64 = dims.iter().product();
+        self.writer.add_tensor(name, dims, kind, move |sink| {
+            let numbers = drawn.iter().cycle().skip(start).map(|x| deviation * x);
+            let values: Vec<f32> = numbers.take(BLOCKS.min(count.div_ceil(256) as usize) * 256).collect();
+            let blocks = quantize(kind, &values, None)?;
+            let mut left = kind.bytes_for(count).unwrap_or(0) as usize;
+            while left > 0 {
+                let part = &blocks[..left.min(blocks.len())];
+                sink.write(part)?;
+                left -= part.len();
             }
             Ok(())
         })?;
@@ -350,23 +376,16 @@ impl<'a> Maker<'a> {
     }
 }
 
-/// Writes a row; `bytes` is scratch.
-fn encode(sink: &mut TensorSink<'_>, kind: TensorType, row: &[f32], bytes: &mut Vec<u8>) -> Result<()> {
-    bytes.clear();
-    match kind {
-        TensorType::F16 => bytes.extend(row.iter().flat_map(|x| f32_to_f16(*x).to_le_bytes())),
-        TensorType::BF16 => bytes.extend(row.iter().flat_map(|x| f32_to_bf16(*x).to_le_bytes())),
-        TensorType::Q8_0 => {
-            bytes.resize(row.len() / 32 * 34, 0);
-            quantize_q8_0(row, bytes)?;
-        }
-        TensorType::F32 => bytes.extend(row.iter().flat_map(|x| x.to_le_bytes())),
-        other => {
-            return Err(consort_core::Error::new(
-                consort_core::ErrorKind::InvalidConfig,
-                format!("synthetic models are written in F32, F16, BF16 or Q8_0, not in {other}"),
-            ));
-        }
+/// The type that rows of `width` numbers get where `kind` is asked for.
+fn fallback(kind: TensorType, width: u64) -> TensorType {
+    if width.is_multiple_of(kind.block_len()) {
+        return kind;
     }
-    sink.write(bytes)
+    match kind {
+        _ if !width.is_multiple_of(32) => TensorType::F16,
+        TensorType::Q2K | TensorType::Q3K | TensorType::IQ4XS => TensorType::IQ4NL,
+        TensorType::Q4K => TensorType::Q5_0,
+        TensorType::Q5K => TensorType::Q5_1,
+        _ => TensorType::Q8_0,
+    }
 }

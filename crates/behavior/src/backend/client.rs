@@ -18,6 +18,8 @@ pub(super) struct Reply {
     pub(super) ids: Vec<TokenId>,
     pub(super) text: String,
     pub(super) logprobs: Vec<PositionLogprobs>,
+    /// Of the prompt's positions, where they were asked for.
+    pub(super) prompt: Option<Vec<Option<PositionLogprobs>>>,
     pub(super) reason: FinishReason,
     pub(super) usage: Usage,
 }
@@ -123,6 +125,7 @@ pub(super) fn collect(stream: EventStream) -> Outcome<Reply> {
         ids: Vec::new(),
         text: String::new(),
         logprobs: Vec::new(),
+        prompt: None,
         reason: FinishReason::Length,
         usage: Usage::default(),
     };
@@ -131,6 +134,10 @@ pub(super) fn collect(stream: EventStream) -> Outcome<Reply> {
     for event in stream.blocking() {
         ensure!(!finished, "something follows the end");
         match event? {
+            Event::PromptLogprobs(entries) => {
+                ensure!(!started && reply.prompt.is_none(), "log probabilities of the prompt come late or twice");
+                reply.prompt = Some(entries);
+            }
             Event::Started(usage) => {
                 ensure!(!started, "a reply starts twice");
                 ensure!(usage.completion_tokens == 0, "tokens were generated before the start");

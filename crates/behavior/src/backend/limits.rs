@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use consort_core::{
-    AdapterUse, ChatPrompt, ErrorKind, EventStream, GenerateRequest, ImageInput, Prompt, PromptPart, Role, Sampling,
-    TokenId,
+    AdapterUse, ChatPrompt, ErrorKind, GenerateRequest, ImageInput, Prompt, PromptPart, Role, Sampling, TokenId,
 };
 
 use super::client::{Client, adapter, collect, refusal, request, text};
@@ -55,8 +54,8 @@ fn more_than_slots(fixture: &BackendFixture) -> Outcome {
     each_alone(fixture, BackendSetup { max_running: Some(2), ..BackendSetup::default() }, 7)
 }
 
-/// A stream that goes on for long when nobody reads it.
-fn long(client: &Client<'_>) -> Outcome<EventStream> {
+/// A request whose reply goes on for long.
+pub(super) fn long(client: &Client<'_>) -> Outcome<GenerateRequest> {
     // Sampled, so that a model that would end its turn greedily is not quick to do so; some seed runs long.
     let fixture = client.fixture;
     for seed in 0..64 {
@@ -64,15 +63,15 @@ fn long(client: &Client<'_>) -> Outcome<EventStream> {
         let prompt = fixture.engine.prompt(6, 820);
         let asked = GenerateRequest { sampling, logprobs: None, ..request(text(&prompt), 300) };
         if client.ask(asked.clone())?.all().len() >= 200 {
-            return client.start(GenerateRequest { max_tokens: Some(4000), ..asked });
+            return Ok(GenerateRequest { max_tokens: Some(4000), ..asked });
         }
     }
     // A model that always ends soon is held up by a reader that does not read only for as long as that.
-    client.start(request(text(&fixture.engine.prompt(6, 820)), 4000))
+    Ok(request(text(&fixture.engine.prompt(6, 820)), 4000))
 }
 
 /// Waits until the metrics say so.
-fn until(client: &Client<'_>, what: &str, holds: impl Fn(&consort_core::Metrics) -> bool) -> Outcome {
+pub(super) fn until(client: &Client<'_>, what: &str, holds: impl Fn(&consort_core::Metrics) -> bool) -> Outcome {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(20) {
         if holds(&client.backend.metrics()) {
@@ -83,13 +82,13 @@ fn until(client: &Client<'_>, what: &str, holds: impl Fn(&consort_core::Metrics)
     Err(format!("after 20 seconds still not: {what}; {:?}", client.backend.metrics()).into())
 }
 
-fn one_slot() -> BackendSetup {
+pub(super) fn one_slot() -> BackendSetup {
     BackendSetup { max_running: Some(1), ..BackendSetup::default() }
 }
 
 fn cancel_running(fixture: &BackendFixture) -> Outcome {
     let client = Client::with(fixture, one_slot())?;
-    let stream = long(&client)?;
+    let stream = client.start(long(&client)?)?;
     let before = client.backend.metrics();
     let mut events = stream.blocking();
     ensure!(events.next().is_some_and(|event| event.is_ok()), "the stream does not start");
@@ -105,7 +104,7 @@ fn cancel_running(fixture: &BackendFixture) -> Outcome {
 
 fn cancel_queued(fixture: &BackendFixture) -> Outcome {
     let client = Client::with(fixture, one_slot())?;
-    let first = long(&client)?;
+    let first = client.start(long(&client)?)?;
     until(&client, "the first runs", |metrics| metrics.running == 1)?;
     let queued = client.start(request(text(&fixture.engine.prompt(4, 822)), 3))?;
     drop(queued);
@@ -121,7 +120,7 @@ fn cancel_neighbour(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
     let asked = request(text(&fixture.engine.prompt(15, 824)), 40);
     let expected = client.anew(&asked)?;
-    let victim = long(&client)?;
+    let victim = client.start(long(&client)?)?;
     let stream = client.start(asked)?;
     drop(victim);
     let reply = collect(stream)?;
@@ -129,8 +128,9 @@ fn cancel_neighbour(fixture: &BackendFixture) -> Outcome {
 }
 
 fn overload(fixture: &BackendFixture) -> Outcome {
-    let client = Client::with(fixture, BackendSetup { max_running: Some(1), max_queued: Some(1) })?;
-    let running = long(&client)?;
+    let client =
+        Client::with(fixture, BackendSetup { max_running: Some(1), max_queued: Some(1), ..BackendSetup::default() })?;
+    let running = client.start(long(&client)?)?;
     until(&client, "the first runs", |metrics| metrics.running == 1)?;
     let queued = client.start(request(text(&fixture.engine.prompt(4, 825)), 2))?;
     let begun = Instant::now();
@@ -153,7 +153,7 @@ fn slow_reader(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
     let asked = request(text(&fixture.engine.prompt(8, 827)), 12);
     let expected = client.anew(&asked)?;
-    let slow = long(&client)?;
+    let slow = client.start(long(&client)?)?;
     for _ in 0..3 {
         let reply = client.ask(asked.clone())?;
         client.same(&reply, &expected, "beside a reader that does not read")?;

@@ -4,11 +4,14 @@ mod adapters;
 mod cache;
 mod chat;
 mod client;
+mod fairness;
 mod images;
 mod limits;
+mod paging;
 mod rooms;
 mod sampling;
 mod streams;
+mod structure;
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,6 +28,8 @@ pub struct BackendSetup {
     pub max_queued: Option<usize>,
     /// How many sequences may run at once.
     pub max_running: Option<usize>,
+    /// The most bytes of adapters that the engine may hold.
+    pub adapter_bytes: Option<u64>,
 }
 
 /// A backend that was made for a case.
@@ -121,10 +126,13 @@ pub fn backend_cases(fixture: &BackendFixture) -> Vec<Case> {
     let mut list = List { fixture: Arc::new(fixture.clone()), cases: Vec::new() };
     streams::add(&mut list);
     sampling::add(&mut list);
+    structure::add(&mut list);
     limits::add(&mut list);
+    fairness::add(&mut list);
     cache::add(&mut list);
     adapters::add(&mut list);
     rooms::add(&mut list);
+    paging::add(&mut list);
     images::add(&mut list);
     chat::add(&mut list);
     list.cases

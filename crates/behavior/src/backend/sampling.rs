@@ -1,8 +1,10 @@
 //! Choosing tokens: by seed and index alone, whoever else is served.
 
-use consort_core::{GenerateRequest, Sampling};
+use consort_core::{
+    Dry, EndTokens, ErrorKind, FinishReason, GenerateRequest, Penalties, Sampling, StopRules, TokenId, Xtc,
+};
 
-use super::client::{Client, collect, request, text};
+use super::client::{Client, collect, refusal, request, text};
 use super::{BackendFixture, List, Need};
 use crate::case::{Outcome, ensure};
 
@@ -15,6 +17,14 @@ pub(super) fn add(list: &mut List) {
     list.add("a_min_p_of_one_is_greedy", &[], min_p_one);
     list.add("top_k_keeps_to_the_best", &[], top_k);
     list.add("a_high_temperature_spreads", &[Need::Memory], spreads);
+    list.add("a_logit_bias_forbids_and_forces", &[], bias);
+    list.add("penalties_change_a_repetition", &[], penalties);
+    list.add("presence_and_frequency_count_the_reply_alone", &[], reply_alone);
+    list.add("exclude_top_choices_excludes_the_top", &[], xtc);
+    list.add("every_filter_repeats_itself_by_its_seed", &[], all_filters);
+    list.add("min_tokens_hold_the_end_back", &[], min_tokens);
+    list.add("ignored_end_tokens_are_tokens_like_others", &[], ignored_ends);
+    list.add("sampling_without_meaning_is_refused", &[], nonsense);
 }
 
 fn warm(seed: u64) -> Sampling {
@@ -110,5 +120,141 @@ fn spreads(fixture: &BackendFixture) -> Outcome {
     first.sort_unstable();
     first.dedup();
     ensure!(first.len() >= 8, "a high temperature chose only {} different tokens of 24", first.len());
+    Ok(())
+}
+
+fn bias(fixture: &BackendFixture) -> Outcome {
+    let client = Client::new(fixture)?;
+    let free = client.ask(asked(fixture, Sampling::default()))?;
+    let first = *free.all().first().ok_or("a reply without tokens")?;
+    let forbid = Sampling { logit_bias: vec![(first, f32::NEG_INFINITY)], ..Sampling::default() };
+    let without = client.ask(asked(fixture, forbid))?;
+    ensure!(!without.all().contains(&first), "the forbidden token {first} was chosen");
+    // A token that is not what the model says.
+    let wanted = fixture.engine.tokens.clone().find(|token| !free.all().contains(token)).ok_or("no other token")?;
+    let force = Sampling { logit_bias: vec![(wanted, 1e6)], ..warm(3) };
+    let forced = client.ask(asked(fixture, force))?;
+    ensure!(forced.all().iter().all(|&token| token == wanted), "{:?} is not {wanted} alone", forced.all());
+    Ok(())
+}
+
+/// A prompt and a bias that make every model say one token again and again.
+fn stuck(fixture: &BackendFixture, penalties: Penalties, dry: Option<Dry>) -> GenerateRequest {
+    let token = fixture.engine.tokens.start + 1;
+    let sampling = Sampling { logit_bias: vec![(token, 1e4)], penalties, dry, ..Sampling::default() };
+    GenerateRequest { sampling, ..request(text(&[token, token, token]), 6) }
+}
+
+fn penalties(fixture: &BackendFixture) -> Outcome {
+    let client = Client::new(fixture)?;
+    let token = fixture.engine.tokens.start + 1;
+    let plain = client.ask(stuck(fixture, Penalties::default(), None))?.all();
+    ensure!(plain == vec![token; 6], "a bias of ten thousand gave {plain:?}");
+    let none = Penalties::default();
+    let dry = Dry { multiplier: 1e6, breakers: Vec::new(), ..Dry::default() };
+    let cases = [
+        ("a repetition penalty", Penalties { repetition: 1e5, ..none }, None, 0),
+        ("a presence penalty", Penalties { presence: 1e5, ..none }, None, 1),
+        ("a frequency penalty", Penalties { frequency: 4e3, ..none }, None, 3),
+        ("DRY", none, Some(dry), 0),
+    ];
+    for (what, penalties, dry, spared) in cases {
+        let reply = client.ask(stuck(fixture, penalties, dry))?.all();
+        let before = reply.iter().take_while(|&&other| other == token).count();
+        ensure!(before == spared, "{what}: the token came {before} times before another, not {spared}: {reply:?}");
+    }
+    Ok(())
+}
+
+fn reply_alone(fixture: &BackendFixture) -> Outcome {
+    let client = Client::new(fixture)?;
+    let token = fixture.engine.tokens.start + 1;
+    let penalties = Penalties { presence: 1e5, frequency: 1e5, ..Penalties::default() };
+    let first = client.ask(stuck(fixture, penalties, None))?.all().first().copied();
+    ensure!(first == Some(token), "a token of the prompt counts: {first:?} came");
+    Ok(())
+}
+
+fn xtc(fixture: &BackendFixture) -> Outcome {
+    let client = Client::new(fixture)?;
+    let tokens = fixture.engine.tokens.clone();
+    let (best, second) = (tokens.start + 1, tokens.start + 2);
+    let sampling = Sampling {
+        // Two likely ones, far above the others.
+        logit_bias: vec![(best, 1e4), (second, 1e4)],
+        xtc: Some(Xtc { probability: 1.0, threshold: 1e-6 }),
+        ..Sampling::default()
+    };
+    let plain = client.ask(asked(fixture, Sampling { xtc: None, ..sampling.clone() }))?.all();
+    let excluded = client.ask(GenerateRequest { max_tokens: Some(1), ..asked(fixture, sampling) })?.all();
+    let likely = |token: &TokenId| [best, second].contains(token);
+    ensure!(plain.iter().chain(&excluded).all(likely), "{plain:?} and {excluded:?}");
+    Ok(())
+}
+
+fn all_filters(fixture: &BackendFixture) -> Outcome {
+    let (client, other) = (Client::new(fixture)?, Client::new(fixture)?);
+    let sampling = Sampling {
+        top_k: 40,
+        typical_p: 0.95,
+        top_p: 0.95,
+        min_p: 0.01,
+        top_n_sigma: Some(3.0),
+        xtc: Some(Xtc { probability: 0.5, threshold: 0.05 }),
+        penalties: Penalties { repetition: 1.1, presence: 0.3, frequency: 0.1, window: Some(20) },
+        dry: Some(Dry { breakers: Vec::new(), ..Dry::default() }),
+        ..warm(77)
+    };
+    let one = client.ask(asked(fixture, sampling.clone()))?;
+    let two = client.anew(&asked(fixture, sampling.clone()))?;
+    let three = other.ask(asked(fixture, sampling))?;
+    client.same(&one, &two, "every filter, twice")?;
+    client.same(&one, &three, "every filter, in another backend")
+}
+
+fn min_tokens(fixture: &BackendFixture) -> Outcome {
+    let client = Client::new(fixture)?;
+    let Some(&end) = client.backend.info().stop_tokens.first() else { return Ok(()) };
+    let sampling = Sampling { logit_bias: vec![(end, 1e4)], ..Sampling::default() };
+    let at_once = client.ask(asked(fixture, sampling.clone()))?;
+    ensure!(at_once.reason == FinishReason::EndToken(end) && at_once.ids.is_empty(), "{:?}", at_once.reason);
+    let stop = StopRules { min_tokens: 5, ..StopRules::default() };
+    let later = client.ask(GenerateRequest { stop, ..asked(fixture, sampling) })?;
+    ensure!(later.ids.len() == 5, "the end came after {} tokens, not after 5", later.ids.len());
+    ensure!(later.reason == FinishReason::EndToken(end), "{:?}", later.reason);
+    Ok(())
+}
+
+fn ignored_ends(fixture: &BackendFixture) -> Outcome {
+    let client = Client::new(fixture)?;
+    let Some(&end) = client.backend.info().stop_tokens.first() else { return Ok(()) };
+    let sampling = Sampling { logit_bias: vec![(end, 1e4)], ..Sampling::default() };
+    let stop = StopRules { end_tokens: EndTokens::Ignore, ..StopRules::default() };
+    let reply = client.ask(GenerateRequest { stop, ..asked(fixture, sampling) })?;
+    ensure!(reply.reason == FinishReason::Length, "{:?}", reply.reason);
+    ensure!(reply.ids == vec![end; 16], "{:?} is not the end token sixteen times", reply.ids);
+    Ok(())
+}
+
+fn nonsense(fixture: &BackendFixture) -> Outcome {
+    let client = Client::new(fixture)?;
+    let vocabulary = client.backend.info().vocab_size as TokenId;
+    let none = Sampling::default;
+    let cases = [
+        ("a typical p of 0", Sampling { typical_p: 0.0, ..none() }),
+        ("a negative sigma", Sampling { top_n_sigma: Some(-1.0), ..none() }),
+        ("a probability of 2", Sampling { xtc: Some(Xtc { probability: 2.0, threshold: 0.1 }), ..none() }),
+        (
+            "a repetition penalty of 0",
+            Sampling { penalties: Penalties { repetition: 0.0, ..Penalties::default() }, ..none() },
+        ),
+        ("DRY of a base below 1", Sampling { dry: Some(Dry { base: 0.5, ..Dry::default() }), ..none() }),
+        ("a bias of infinity", Sampling { logit_bias: vec![(1, f32::INFINITY)], ..none() }),
+        ("a bias beyond the vocabulary", Sampling { logit_bias: vec![(vocabulary, 1.0)], ..none() }),
+    ];
+    for (what, sampling) in cases {
+        let error = refusal(&client, asked(fixture, sampling), ErrorKind::InvalidRequest, what)?;
+        ensure!(error.context().any(|(key, _)| key == "field"), "{what}: the error names no field: {error}");
+    }
     Ok(())
 }

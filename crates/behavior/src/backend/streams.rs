@@ -340,7 +340,7 @@ fn embed(fixture: &BackendFixture) -> Outcome {
 fn golden(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
     let golden = fixture.engine.golden.clone().ok_or("no goldens")?;
-    for adapter in &fixture.engine.adapters {
+    for adapter in fixture.engine.adapters.iter().chain(&fixture.engine.activated_adapters) {
         client.load_files(&adapter.name, &adapter.files)?;
     }
     let mut checked = 0;

@@ -12,7 +12,7 @@ use crate::rig::{Rig, differ, first_maximum, within};
 use crate::script::Script;
 
 /// The largest difference of a logit of unit scale to the reference.
-pub(super) const LOGITS: f32 = 2e-3;
+pub const LOGITS: f32 = 2e-3;
 /// The largest difference of an image's embedding to the reference, relative to its root mean square.
 const EMBEDDINGS: f32 = 1e-3;
 

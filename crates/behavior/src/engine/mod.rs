@@ -13,6 +13,7 @@ mod pasts;
 mod prompts;
 mod refusals;
 
+pub use goldens::LOGITS;
 pub use pairs::pair_cases;
 
 use std::sync::Arc;

@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 
-use super::goldens::LOGITS;
 use crate::case::{Case, Outcome};
 use crate::fixture::{EngineFixture, Need};
 use crate::rig::{Rig, set, within};
 use crate::script::Script;
 
-/// Cases that hold `one` against `other`, which must be the same model: logits within the suite's tolerance for text, an
-/// image and an adapter.
+/// Cases that hold `one` against `other`, which must be the same model: logits within `tolerance` for text, an image and an
+/// adapter.
 ///
 /// Random weights amplify what quantization loses, so a quantized engine is compared with its own dequantized file and
 /// not with the original.
 #[must_use]
-pub fn pair_cases(one: &EngineFixture, other: &EngineFixture) -> Vec<Case> {
+pub fn pair_cases(one: &EngineFixture, other: &EngineFixture, tolerance: f32) -> Vec<Case> {
     let add = |name: &str, needs: &[Need], run: fn(&mut Rig<'_>) -> Outcome<Vec<Vec<f32>>>| {
         let (one, other) = (Arc::new(one.clone()), Arc::new(other.clone()));
         let missing = one.missing(needs).or_else(|| other.missing(needs));
@@ -22,7 +21,7 @@ pub fn pair_cases(one: &EngineFixture, other: &EngineFixture) -> Vec<Case> {
             let rows = run(&mut Rig::new(&one)?)?;
             let expected = run(&mut Rig::new(&other)?)?;
             for (index, (row, expected)) in rows.iter().zip(&expected).enumerate() {
-                within(row, expected, LOGITS, &format!("row {index}, {} against {}", one.name(), other.name()))?;
+                within(row, expected, tolerance, &format!("row {index}, {} against {}", one.name(), other.name()))?;
             }
             Ok(())
         })

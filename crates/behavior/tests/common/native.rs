@@ -12,8 +12,8 @@ use consort_behavior::fixture::{
 use consort_behavior::golden::{Golden, GoldenPicture};
 use consort_core::{AdapterFiles, Device, Engine, Error, ErrorKind, ImageProgress, ImageSource, Result};
 use consort_forge::{ConvertConfig, OutputType, Overwrite, convert};
-use consort_gguf::{Gguf, GgufWriter, TensorType, dequantize};
-use consort_native::{NativeConfig, NativeEngine};
+use consort_gguf::{Gguf, GgufWriter, TensorInfo, TensorType, dequantize, quantize};
+use consort_native::{Activations, NativeConfig, NativeEngine};
 use serde_json::Value;
 
 use super::folder;
@@ -29,6 +29,8 @@ const ORDINARY: u32 = 256;
 pub struct Files {
     pub text: PathBuf,
     pub vision: Option<PathBuf>,
+    /// What quantized weights are multiplied with.
+    pub activations: Activations,
 }
 
 fn io<T>(path: &Path, result: std::io::Result<T>) -> Result<T> {
@@ -62,25 +64,48 @@ pub fn converted(model: &str, kind: OutputType) -> Result<Files> {
         overwrite: Overwrite::Replace,
         ..ConvertConfig::new(source, scratch(&format!("{model}/gguf"))?)
     })?;
-    Ok(Files { text: report.text.path, vision: report.mmproj.map(|file| file.path) })
+    Ok(Files { text: report.text.path, vision: report.mmproj.map(|file| file.path), activations: Activations::F32 })
 }
 
 /// The same files with every matrix in F32.
 pub fn dequantized(files: &Files) -> Result<Files> {
-    let one = |path: &PathBuf| -> Result<PathBuf> {
-        let gguf = Gguf::open(path)?;
-        let mut writer = GgufWriter::with_metadata(gguf.metadata().clone());
-        for info in gguf.tensors() {
-            let mut values = vec![0.0; info.elements() as usize];
-            dequantize(info.kind, gguf.tensor_data(info), &mut values)?;
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            writer.add_tensor_bytes(info.name.clone(), &info.dims, TensorType::F32, bytes)?;
-        }
-        let to = path.with_extension("dequantized.gguf");
-        writer.write_to(&to)?;
-        Ok(to)
+    let one = |path: &PathBuf| {
+        rewritten(path, "dequantized", |_, values| Ok((TensorType::F32, quantize(TensorType::F32, values, None)?)))
     };
-    Ok(Files { text: one(&files.text)?, vision: files.vision.as_ref().map(one).transpose()? })
+    Ok(Files { text: one(&files.text)?, vision: files.vision.as_ref().map(one).transpose()?, ..*files })
+}
+
+/// The same files with every matrix in `kind`, where its rows are whole blocks of it. `files` hold F32.
+pub fn quantized(files: &Files, kind: TensorType) -> Result<Files> {
+    let one = |path: &PathBuf| {
+        rewritten(path, kind.name(), |info, values| {
+            // What is no matrix of a linear layer or of embeddings stays as it is.
+            let is_table = ["v.patch_embd", "v.position_embd", "conv1d"].iter().any(|part| info.name.contains(part));
+            let is_matrix = info.dims.len() == 2 && info.name.ends_with(".weight") && !is_table;
+            let kind = if is_matrix && info.dims[0].is_multiple_of(kind.block_len()) { kind } else { TensorType::F32 };
+            Ok((kind, quantize(kind, values, None).map_err(|error| error.with_context("tensor", &*info.name))?))
+        })
+    };
+    Ok(Files { text: one(&files.text)?, vision: files.vision.as_ref().map(one).transpose()?, ..*files })
+}
+
+/// A copy of a file with each tensor as `change` writes its numbers.
+fn rewritten(
+    path: &Path,
+    suffix: &str,
+    change: impl Fn(&TensorInfo, &[f32]) -> Result<(TensorType, Vec<u8>)>,
+) -> Result<PathBuf> {
+    let gguf = Gguf::open(path)?;
+    let mut writer = GgufWriter::with_metadata(gguf.metadata().clone());
+    for info in gguf.tensors() {
+        let mut values = vec![0.0; info.elements() as usize];
+        dequantize(info.kind, gguf.tensor_data(info), &mut values)?;
+        let (kind, bytes) = change(info, &values)?;
+        writer.add_tensor_bytes(info.name.clone(), &info.dims, kind, bytes)?;
+    }
+    let to = path.with_extension(format!("{suffix}.gguf"));
+    writer.write_to(&to)?;
+    Ok(to)
 }
 
 /// A native engine of these files.
@@ -88,6 +113,7 @@ pub fn load(files: &Files, threads: usize, setup: &Setup) -> Result<NativeEngine
     NativeEngine::load(NativeConfig {
         vision: files.vision.clone().map(Into::into),
         policy: setup.policy,
+        activations: files.activations,
         threads: NonZeroUsize::new(threads),
         sequence_memory_budget: setup.sequence_budget,
         ..NativeConfig::new(files.text.clone())
@@ -186,33 +212,35 @@ pub fn etude_files(kind: OutputType) -> Result<Files> {
         overwrite: Overwrite::Replace,
         ..ConvertConfig::new(etude_folder(), scratch("etude")?)
     })?;
-    Ok(Files { text: report.text.path, vision: report.mmproj.map(|file| file.path) })
+    Ok(Files { text: report.text.path, vision: report.mmproj.map(|file| file.path), activations: Activations::F32 })
 }
 
 /// The engine with the study model. `None` before it has goldens.
 pub fn etude() -> Option<Result<EngineFixture>> {
+    folder("golden/etude/golden.json").exists().then(|| etude_of("etude", &etude_files(OutputType::F32)?))
+}
+
+/// The engine with the study model in other files.
+pub fn etude_of(name: &str, files: &Files) -> Result<EngineFixture> {
     let golden = folder("golden/etude");
-    golden.join("golden.json").exists().then(|| {
-        let files = etude_files(OutputType::F32)?;
-        let mut fixture = EngineFixture::new("native", "etude", Device::Cpu, 0..ORDINARY, make(&files, 1))?;
-        fixture.nature = Nature { remembers: true, has_positions: true, keeps_budget: true };
-        fixture.golden = Some(Arc::new(Golden::read(&golden)?));
-        fixture.embedding = Some(embedding(&files, fixture.setup()));
-        for picture in GoldenPicture::read_own(&golden)? {
-            fixture.image_names.push(picture.name().into());
-            fixture.images.push(picture);
-        }
-        let adapters = etude_folder().join("adapters");
-        let mut names: Vec<_> = io(&adapters, fs::read_dir(&adapters))?
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .collect();
-        names.sort();
-        fixture.adapters = names
-            .into_iter()
-            .map(|name| NamedAdapter { files: AdapterFiles::Directory(adapters.join(&name)), name })
-            .collect();
-        Ok(fixture)
-    })
+    let mut fixture = EngineFixture::new("native", name, Device::Cpu, 0..ORDINARY, make(files, 1))?;
+    fixture.nature = Nature { remembers: true, has_positions: true, keeps_budget: true };
+    fixture.golden = Some(Arc::new(Golden::read(&golden)?));
+    fixture.embedding = Some(embedding(files, fixture.setup()));
+    for picture in GoldenPicture::read_own(&golden)? {
+        fixture.image_names.push(picture.name().into());
+        fixture.images.push(picture);
+    }
+    let adapters = etude_folder().join("adapters");
+    let mut names: Vec<_> = io(&adapters, fs::read_dir(&adapters))?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    fixture.adapters = names
+        .into_iter()
+        .map(|name| NamedAdapter { files: AdapterFiles::Directory(adapters.join(&name)), name })
+        .collect();
+    Ok(fixture)
 }
 
 fn parts(folder: &Path) -> Result<(Value, Vec<u8>)> {

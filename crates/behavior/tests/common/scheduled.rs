@@ -22,6 +22,7 @@ fn config(setup: &BackendSetup) -> SchedulerConfig {
     SchedulerConfig {
         max_queued: setup.max_queued.unwrap_or(default.max_queued),
         max_running: setup.max_running.unwrap_or(default.max_running),
+        adapter_bytes: setup.adapter_bytes.unwrap_or(default.adapter_bytes),
         // Small, so that a reader who does not read is noticed soon.
         event_buffer: 16,
         ..default

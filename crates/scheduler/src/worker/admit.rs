@@ -1,13 +1,17 @@
 //! From the queue to a sequence of the engine.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
+use std::time::Instant;
 
-use consort_core::{AdapterMode, AdapterSet, Engine, Error, Parked, Result, SeqId};
+use consort_core::{AdapterMode, AdapterSet, Engine, Error, Parked, Priority, Result, SeqId};
 
+use super::adapters::AtHand;
+use super::close::Meanwhile;
+use super::give_way::Lack;
 use super::{Closing, Place, Worker, is_pressure};
 use crate::front_end::{Border, BorderKind, choose_borders};
 use crate::images::Audience;
-use crate::metrics::add;
 use crate::past::common_prefix;
 use crate::sequence::{Job, Slot, Work};
 
@@ -22,30 +26,57 @@ enum Admission {
 }
 
 impl<E: Engine> Worker<E> {
-    /// Admits what fits. Whether something changed.
+    /// Admits what fits, the highest rank first and of these the oldest. Whether something changed.
+    ///
+    /// Nobody overtakes one of its own rank, or of a higher one, that waits for room. Who waits for its own reader, or for a
+    /// sibling that is about to read what it shares, holds nobody up.
     pub(super) fn admit(&mut self) -> bool {
-        let (mut changed, mut index) = (false, 0);
-        while index < self.queue.len() {
-            match self.admit_one(index) {
-                Admission::Left => changed = true,
-                Admission::Waits => index += 1,
-                Admission::Full => break,
+        let now = self.shared.clock.now();
+        let aging = self.aging;
+        let mut changed = false;
+        'pass: loop {
+            self.adapters_wait = false;
+            // Whoever left may have put others into the queue.
+            self.queue.sort_by_key(|job| (Reverse(job.standing.rank(now, aging)), job.id));
+            for index in 0..self.queue.len() {
+                match self.admit_one(index, now) {
+                    Admission::Left => {
+                        changed = true;
+                        continue 'pass;
+                    }
+                    Admission::Waits => {}
+                    Admission::Full => return changed,
+                }
             }
+            return changed;
         }
-        changed
     }
 
-    fn admit_one(&mut self, mut index: usize) -> Admission {
+    fn admit_one(&mut self, mut index: usize, now: Instant) -> Admission {
         let Some(job) = self.queue.get(index) else { return Admission::Full };
         let (id, priority, is_keep) = (job.id, job.priority, job.is_keep());
+        let rank = self.rank(job, now);
         if !job.has_room() {
             return Admission::Waits;
         }
-        // One adapter set for the whole engine: the next one waits until the last sequence of the other has ended.
-        let exclusive = self.shared.capability.adapter_mode == AdapterMode::Exclusive;
-        if exclusive && self.running.iter().any(|other| other.adapters != job.adapters) {
-            return Admission::Full;
+        match self.adapters_at_hand(index) {
+            AtHand::Yes => {}
+            AtHand::Waits => return Admission::Waits,
+            AtHand::Left => return Admission::Left,
         }
+        let Some(job) = self.queue.get(index) else { return Admission::Full };
+        // One adapter set for the whole engine: the next one waits until the last sequence of the other has ended, or
+        // all of them give way.
+        if self.shared.capability.adapter_mode == AdapterMode::Exclusive {
+            let adapters = job.adapters.clone();
+            if (is_keep && self.others_run(&adapters)) || !self.clear_of_others(&adapters, priority, now) {
+                return Admission::Full;
+            }
+            // Those who gave way are behind it now, or before it if their reader is behind.
+            let Some(found) = self.queue.iter().position(|job| job.id == id) else { return Admission::Left };
+            index = found;
+        }
+        let Some(job) = self.queue.get(index) else { return Admission::Full };
         if is_keep && job.past.key(job.past.len()).is_some_and(|key| self.cache.contains(key)) {
             let job = self.queue.remove(index);
             self.close(job, Place::Queued, Closing::Finished(None));
@@ -53,11 +84,11 @@ impl<E: Engine> Worker<E> {
         }
         if matches!(job.work, Work::Reply(_)) && job.reads_cache() {
             self.overtake(index);
-            if self.waits_for_sibling(id) {
+            if self.waits_for_sibling(id, rank, now) {
                 return Admission::Waits;
             }
         }
-        if self.running.len() >= self.shared.config.max_running && (is_keep || !self.suspend_below(priority, true)) {
+        if self.running.len() >= self.shared.config.max_running && (is_keep || !self.turn_out(priority, Lack::Slot)) {
             return Admission::Full;
         }
         // Others may have left or entered the queue before it.
@@ -77,13 +108,15 @@ impl<E: Engine> Worker<E> {
                     }
                     // Its own parked past is the last thing to give up for it.
                     if self.running.is_empty() && job.parked.take().is_some() {
+                        self.books(|books| books.metrics.parked_given_up += 1);
                         continue;
                     }
                     if self.running.is_empty() || is_keep {
+                        let error = self.unfit(&job, error);
                         self.close(job, Place::Queued, Closing::Failed(error));
                         return Admission::Left;
                     }
-                    self.enqueue(job);
+                    self.queue.push(job);
                     return Admission::Full;
                 }
                 Err(error) => {
@@ -92,6 +125,22 @@ impl<E: Engine> Worker<E> {
                 }
             }
         }
+    }
+
+    /// Whether sequences with other adapters run.
+    fn others_run(&self, adapters: &AdapterSet) -> bool {
+        self.running.iter().any(|other| other.adapters != *adapters)
+    }
+
+    /// Turns out everybody who runs with other adapters, if all of them give way to this priority. Whether nobody is left.
+    fn clear_of_others(&mut self, adapters: &AdapterSet, priority: Priority, now: Instant) -> bool {
+        if self.running.iter().any(|job| job.adapters != *adapters && !self.gives_way(job, priority, now)) {
+            return false;
+        }
+        while let Some(index) = self.running.iter().position(|job| job.adapters != *adapters) {
+            self.suspend(index, Meanwhile::Park);
+        }
+        true
     }
 
     /// The next turn has come before the last one was kept: what was to be kept is now the next turn's own prompt. If it
@@ -135,7 +184,7 @@ impl<E: Engine> Worker<E> {
 
     /// Whether a running sequence is about to read what this job shares with it. Then it keeps its past where they part,
     /// and the job waits for that instead of reading the same once more.
-    fn waits_for_sibling(&mut self, id: u64) -> bool {
+    fn waits_for_sibling(&mut self, id: u64, rank: Priority, now: Instant) -> bool {
         if !self.cache.is_enabled() {
             return false;
         }
@@ -150,7 +199,9 @@ impl<E: Engine> Worker<E> {
         for (place, other) in self.running.iter().enumerate() {
             let Some(slot) = &other.slot else { continue };
             let shared = common_prefix(keys, other.past.keys()).min(limit);
-            if other.end.is_none() && other.priority >= job.priority && shared >= worth && slot.done <= shared {
+            // One whose reader is behind may never get there.
+            let gets_there = other.end.is_none() && other.has_room() && slot.done <= shared;
+            if gets_there && shared >= worth && self.rank(other, now) >= rank {
                 found = Some((place, shared));
                 break;
             }
@@ -182,7 +233,14 @@ impl<E: Engine> Worker<E> {
             }
             Work::Keep | Work::Embed(_) => 0,
         };
-        if let Err(error) = self.engine.reserve(seq, length - done + ahead) {
+        let mut ahead = ahead;
+        let mut reserved = self.engine.reserve(seq, length - done + ahead);
+        if ahead > 0 && self.running.is_empty() && reserved.as_ref().is_err_and(is_pressure) {
+            // Alone, it can go as far as it can go.
+            ahead = 0;
+            reserved = self.engine.reserve(seq, length - done);
+        }
+        if let Err(error) = reserved {
             self.engine.release(seq);
             return Err(error);
         }
@@ -233,21 +291,32 @@ impl<E: Engine> Worker<E> {
 
     /// Makes the books of a job that has a sequence now.
     fn enter(&mut self, mut job: Job) {
-        let done = job.done();
-        if !job.is_keep() {
-            self.shared.board.update(|gauges| {
-                gauges.queued = gauges.queued.saturating_sub(1);
-                gauges.running += 1;
-            });
-        }
-        if !job.admitted_before {
-            job.admitted_before = true;
-            if let Work::Reply(reply) = &mut job.work {
-                reply.usage.reused_tokens = done;
-                add(&self.shared.board.counters.reused_tokens, done as u64);
-                if job.reads_cache() {
-                    self.cache.remember(job.past.keys());
-                }
+        let (done, now) = (job.done(), self.shared.clock.now());
+        let first = !std::mem::replace(&mut job.admitted_before, true);
+        let reads = job.reads_cache() && self.cache.is_enabled();
+        let (is_reply, is_keep, priority) = (matches!(job.work, Work::Reply(_)), job.is_keep(), job.priority);
+        // What it had before and computes again is no gift.
+        let reused = if is_reply { done.saturating_sub(job.furthest) } else { 0 };
+        job.furthest = job.furthest.max(done);
+        job.standing.served(now, self.aging, job.furthest, job.prompt_len);
+        let waited = now.saturating_duration_since(job.queued_since);
+        self.books(|books| {
+            if !is_keep {
+                books.leave_queue(priority);
+                books.metrics.running += 1;
+                books.metrics.queue_wait.record(waited);
+            }
+            books.metrics.reused_tokens += reused as u64;
+            if first && is_reply {
+                let metrics = &mut books.metrics;
+                metrics.cache_hits += u64::from(reads && done > 0);
+                metrics.cache_misses += u64::from(reads && done == 0);
+            }
+        });
+        if let Work::Reply(reply) = &mut job.work {
+            reply.usage.reused_tokens += reused;
+            if first && reads {
+                self.cache.remember(job.past.keys());
             }
         }
         if job.audience() == Audience::Shared {
@@ -301,9 +370,15 @@ impl<E: Engine> Worker<E> {
                 continue;
             }
             let ahead = left.min(self.shared.config.reserve_ahead);
-            match self.engine.reserve(slot.seq, length - slot.done + ahead) {
-                Ok(()) => slot.reserved = length + ahead,
-                Err(error) => job.end = Some(failure(error)),
+            // Where there is no room for what may come, what is sure to come is enough for now.
+            let reserved = [ahead, 0].into_iter().find_map(|ahead| {
+                let reserved = self.engine.reserve(slot.seq, length - slot.done + ahead);
+                (ahead == 0 || !reserved.as_ref().is_err_and(is_pressure)).then(|| reserved.map(|()| length + ahead))
+            });
+            match reserved {
+                Some(Ok(reserved)) => slot.reserved = reserved,
+                Some(Err(error)) => job.end = Some(failure(error)),
+                None => {}
             }
         }
     }

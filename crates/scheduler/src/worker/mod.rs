@@ -1,43 +1,51 @@
 //! The engine's thread: who waits, who runs, and one turn of the loop after another.
 //!
-//! Each turn hears what was asked, drops what was cancelled, admits what fits, does a part of an image and one step. If
-//! none of that was possible the thread sleeps until a command comes: whatever can change its mind is a command.
+//! Each turn hears what was asked, drops what was cancelled or is too late, admits what fits, does a part of an image and
+//! one step. If none of that was possible the thread sleeps until a command comes or a moment that it knows of: a deadline,
+//! the end of a rest, a rank that rises.
 
 mod adapters;
 mod admit;
+mod close;
+mod deadlines;
+mod give_way;
 mod settle;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
 
-use consort_core::{AdapterKey, AdapterMode, Engine, Error, ErrorKind, Event, FinishReason, PrefixReuse};
+use consort_core::{AdapterKey, AdapterMode, Engine, Error, ErrorKind, MemoryReport, Priority};
 
+use self::close::{Closing, Place};
+use crate::aging::Aging;
+use crate::events::Answerer;
 use crate::images::{Advanced, Images, Wanted};
-use crate::keeper::{Keeper, Order};
-use crate::metrics::add;
-use crate::prefix_cache::PrefixCache;
+use crate::keeper::Keeper;
+use crate::library::Library;
+use crate::metrics::{Books, Ended};
+use crate::pace::{Pacer, StepTimes};
+use crate::prefix_cache::{Limits, PrefixCache};
 use crate::scheduled::{Command, Shared};
-use crate::sequence::{End, Job, Work};
+use crate::sequence::{End, Job};
+use crate::shelf::Shelf;
 use crate::step_plan::GroupTurns;
+use crate::value::Appraiser;
 
 /// Whether a later release of memory or of a slot can help.
 fn is_pressure(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::OutOfMemory | ErrorKind::Overloaded)
 }
 
-/// Where a job is when it ends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Queued,
-    Running,
-}
-
-/// How a job leaves the books.
-enum Closing {
-    Finished(Option<FinishReason>),
-    Cancelled,
-    Failed(Error),
+/// What a turn of the loop did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Something; the next may do more.
+    Worked,
+    /// Nothing. Nothing will change before a command comes, or this moment.
+    Idle(Option<Instant>),
+    /// It was told to shut down.
+    Ended,
 }
 
 /// Everything that the engine's thread owns.
@@ -45,63 +53,131 @@ pub(crate) struct Worker<E: Engine> {
     engine: E,
     shared: Arc<Shared>,
     inbox: Receiver<Command>,
-    /// The highest priority first, then the oldest.
+    /// Put in order before anybody is admitted.
     queue: Vec<Job>,
     running: Vec<Job>,
     cache: PrefixCache,
     images: Images,
     turns: GroupTurns,
     keeper: Option<Keeper>,
+    aging: Aging,
+    appraiser: Appraiser,
+    step_times: StepTimes,
+    pacer: Pacer,
+    /// Time that the engine worked in this turn.
+    busy: Duration,
     /// The last adapter generation that was given out.
     generation: u64,
     /// Adapters that no new request can name, to be unloaded when the last old one has ended.
     retiring: Vec<AdapterKey>,
+    shelf: Shelf,
+    library: Library,
+    /// Who waits until an adapter is pinned.
+    pinning: Vec<(AdapterKey, Answerer<()>)>,
+    /// Somebody in the queue waits for adapters to give room to its own.
+    adapters_wait: bool,
 }
 
 impl<E: Engine> Worker<E> {
-    pub(crate) fn new(engine: E, shared: Arc<Shared>, inbox: Receiver<Command>, commands: Sender<Command>) -> Self {
+    pub(crate) fn new(
+        engine: E,
+        shared: Arc<Shared>,
+        inbox: Receiver<Command>,
+        keeper: Option<Keeper>,
+        library: Library,
+    ) -> Self {
         let config = &shared.config;
-        let cache = PrefixCache::new(config.cache_bytes, config.cache_entries, config.remembered_prompts);
-        let images = Images::new(config.image_cache_bytes, config.image_cache_entries, shared.info.hidden_size);
-        let keeper = cache.is_enabled().then(|| Keeper::new(Arc::clone(&shared), commands));
+        let limits = Limits {
+            bytes: config.cache_bytes,
+            entries: config.cache_entries,
+            remembered: config.remembered_prompts,
+            half_life: config.cache_half_life,
+        };
         Self {
             engine,
             inbox,
             queue: Vec::new(),
             running: Vec::new(),
-            cache,
-            images,
+            cache: PrefixCache::new(limits, shared.clock.clone()),
+            images: Images::new(config.image_cache_bytes, config.image_cache_entries, shared.info.hidden_size),
             turns: GroupTurns::default(),
             keeper,
+            aging: Aging { after: config.aging, progress: config.min_progress },
+            appraiser: Appraiser::new(shared.clock.now(), config.cache_half_life),
+            step_times: StepTimes::default(),
+            pacer: Pacer::new(config.gpu_time_share),
+            busy: Duration::ZERO,
             generation: 0,
             retiring: Vec::new(),
+            shelf: Shelf::new(config.adapter_bytes),
+            library,
+            pinning: Vec::new(),
+            adapters_wait: false,
             shared,
         }
     }
 
     /// Serves until it is told to shut down.
     pub(crate) fn run(mut self) {
-        let mut worked = false;
-        while self.hear(!worked) {
-            self.drop_cancelled();
-            self.retire_adapters();
-            worked = self.admit();
-            worked |= self.advance_images();
-            worked |= self.step();
-            self.sweep();
-            self.publish();
+        loop {
+            match self.turn() {
+                Turn::Worked => {}
+                Turn::Idle(until) => {
+                    if !self.wait(until) {
+                        break;
+                    }
+                }
+                Turn::Ended => break,
+            }
         }
         tracing::debug!(engine = self.shared.name, "shutting down");
     }
 
-    /// Takes commands; waits for one if there is nothing else to do. `false`: shut down.
-    fn hear(&mut self, wait: bool) -> bool {
-        if wait {
-            let Ok(command) = self.inbox.recv() else { return false };
-            if !self.obey(command) {
-                return false;
-            }
+    /// One turn of the loop. It never waits, but for the engine.
+    pub(crate) fn turn(&mut self) -> Turn {
+        if !self.hear() {
+            return Turn::Ended;
         }
+        let now = self.shared.clock.now();
+        self.drop_cancelled();
+        self.expire(now);
+        self.excuse(now);
+        self.retire_adapters();
+        if let Some(until) = self.pacer.resting(now) {
+            self.publish();
+            return Turn::Idle(earliest(Some(until), self.next_deadline()));
+        }
+        if let Some(rest) = self.pacer.rested(now)
+            && !(self.queue.is_empty() && self.running.is_empty())
+        {
+            self.books(|books| books.metrics.paced += rest);
+        }
+        let mut worked = self.admit();
+        worked |= self.advance_images();
+        worked |= self.step();
+        self.sweep();
+        self.publish();
+        let busy = std::mem::take(&mut self.busy);
+        if !busy.is_zero() {
+            self.pacer.worked(self.shared.clock.now(), busy);
+        }
+        if worked { Turn::Worked } else { Turn::Idle(earliest(self.next_deadline(), self.next_rise(now))) }
+    }
+
+    /// Waits for a command and obeys it, but not beyond `until`. `false`: shut down.
+    fn wait(&mut self, until: Option<Instant>) -> bool {
+        let Some(until) = until else {
+            return self.inbox.recv().is_ok_and(|command| self.obey(command));
+        };
+        match self.inbox.recv_timeout(until.saturating_duration_since(self.shared.clock.now())) {
+            Ok(command) => self.obey(command),
+            Err(RecvTimeoutError::Timeout) => true,
+            Err(RecvTimeoutError::Disconnected) => false,
+        }
+    }
+
+    /// Obeys the commands that have come. `false`: shut down.
+    fn hear(&mut self) -> bool {
         loop {
             match self.inbox.try_recv() {
                 Ok(command) => {
@@ -117,19 +193,24 @@ impl<E: Engine> Worker<E> {
 
     fn obey(&mut self, command: Command) -> bool {
         match command {
-            Command::Accept(request) | Command::Keep(request) => self.enqueue(Job::from(*request)),
+            Command::Accept(request) | Command::Keep(request) => self.queue.push(Job::from(*request)),
             Command::Wake => {}
-            Command::Memory(answer) => answer.answer(Ok(self.engine.memory())),
-            Command::LoadAdapter(id, files, answer) => answer.answer(self.load_adapter(&id, files)),
-            Command::UnloadAdapter(id, answer) => answer.answer(self.unload_adapter(&id)),
+            Command::Memory(answer) => answer.answer(Ok(self.memory())),
+            Command::ClearCache(answer) => {
+                self.cache.clear();
+                while self.images.evict() {}
+                self.publish();
+                answer.answer(Ok(()));
+            }
+            Command::Adapter(delivery) => self.receive(*delivery),
             Command::Shutdown => return false,
         }
         true
     }
 
-    fn enqueue(&mut self, job: Job) {
-        let at = self.queue.partition_point(|other| other.comes_before(&job));
-        self.queue.insert(at, job);
+    /// What the engine says, and whose some of it is.
+    fn memory(&self) -> MemoryReport {
+        MemoryReport { kept_pasts: self.cache.counts().1, suspended_pasts: self.parked().1, ..self.engine.memory() }
     }
 
     fn drop_cancelled(&mut self) {
@@ -147,12 +228,37 @@ impl<E: Engine> Worker<E> {
         }
     }
 
+    /// Who waits for its own reader does not age meanwhile, and its next token is not late.
+    fn excuse(&mut self, now: Instant) {
+        for job in self.queue.iter_mut().chain(&mut self.running) {
+            if !job.has_room() {
+                job.standing.excused(now);
+                job.forget_last_token();
+            }
+        }
+    }
+
+    fn rank(&self, job: &Job, now: Instant) -> Priority {
+        job.standing.rank(now, self.aging)
+    }
+
+    /// When somebody who waits rises in rank, which may make others give way.
+    fn next_rise(&self, now: Instant) -> Option<Instant> {
+        let waits = self.queue.iter().filter(|job| job.has_room());
+        waits.filter_map(|job| job.standing.next_change(now, self.aging)).min()
+    }
+
     /// Encodes a part of an image that a running sequence waits for.
     fn advance_images(&mut self) -> bool {
+        let now = self.shared.clock.now();
         let mut waiting: Vec<_> = self.running.iter().filter(|job| job.wanted().next().is_some()).collect();
-        waiting.sort_by(|a, b| b.priority.cmp(&a.priority).then(a.id.cmp(&b.id)));
+        waiting.sort_by_key(|job| (std::cmp::Reverse(self.rank(job, now)), job.id));
         let wanted: Vec<Wanted> = waiting.into_iter().flat_map(Job::wanted).collect();
-        match self.images.advance(&mut self.engine, &wanted) {
+        let advanced = self.images.advance(&mut self.engine, &wanted);
+        if !matches!(advanced, Advanced::Idle) {
+            self.worked(now);
+        }
+        match advanced {
             Advanced::Idle => return false,
             Advanced::Worked => {}
             Advanced::Ready(key, handle) => {
@@ -171,105 +277,12 @@ impl<E: Engine> Worker<E> {
         true
     }
 
-    /// Writes a job off: its memory is given back, the books are made, and then its reader learns of it.
-    fn close(&mut self, mut job: Job, place: Place, closing: Closing) {
-        if let Some(slot) = job.slot.take() {
-            self.engine.release(slot.seq);
-        }
-        job.parked = None;
-        job.images.clear();
-        let lasting = job.lasting_adapters();
-        let order = match (&closing, &mut job.work) {
-            (Closing::Finished(_), Work::Reply(reply)) if job.reuse == PrefixReuse::Shared => {
-                let text = std::mem::take(&mut reply.text);
-                let order = |conversation| Order { conversation, reply: text, adapters: lasting };
-                reply.conversation.take().map(order)
-            }
-            _ => None,
-        };
-        let counters = &self.shared.board.counters;
-        if !job.is_keep() {
-            match &closing {
-                Closing::Finished(_) => add(&counters.finished, 1),
-                Closing::Cancelled => add(&counters.cancelled, 1),
-                Closing::Failed(_) => add(&counters.failed, 1),
-            }
-        }
-        // Before the gauges: whoever waits for them reads these next.
-        self.publish();
-        let most = self.shared.config.max_background as u64;
-        let order = order.filter(|_| self.keeper.is_some());
-        let keep = self.shared.board.update(|gauges| {
-            let gauge = match (job.is_keep(), place) {
-                (true, _) => &mut gauges.background,
-                (false, Place::Queued) => &mut gauges.queued,
-                (false, Place::Running) => &mut gauges.running,
-            };
-            *gauge = gauge.saturating_sub(1);
-            let keep = order.is_some() && gauges.background < most;
-            gauges.background += u64::from(keep);
-            keep
-        });
-        let refused = |order: Order| !self.keeper.as_ref().is_some_and(|keeper| keeper.order(order));
-        if order.filter(|_| keep).is_some_and(refused) {
-            self.shared.board.update(|gauges| gauges.background = gauges.background.saturating_sub(1));
-        }
-        match (job.work, closing) {
-            (Work::Reply(reply), Closing::Finished(reason)) => {
-                let reason = reason.unwrap_or(FinishReason::Length);
-                reply.events.send(Event::Finished { reason, usage: reply.usage });
-            }
-            (Work::Reply(reply), Closing::Failed(error)) => reply.events.fail(error),
-            (Work::Embed(embed), Closing::Finished(_)) => embed.answer.answer(Ok(embed.sum)),
-            (Work::Embed(embed), Closing::Failed(error)) => embed.answer.answer(Err(error)),
-            (Work::Keep, Closing::Failed(error)) => tracing::debug!(%error, "a finished turn was not kept"),
-            (_, Closing::Cancelled) | (Work::Keep, Closing::Finished(_)) => {}
-        }
-    }
-
-    /// Puts a running job back into the queue. `park`: its past is kept meanwhile, where the engine can.
-    fn suspend(&mut self, index: usize, park: bool) {
-        let mut job = self.running.swap_remove(index);
-        if let Some(slot) = job.slot.take() {
-            if park && self.shared.capability.park && slot.done > 0 {
-                job.parked = self.engine.park(slot.seq).ok();
-            }
-            self.engine.release(slot.seq);
-        }
-        if !job.is_keep() {
-            self.shared.board.update(|gauges| {
-                gauges.running = gauges.running.saturating_sub(1);
-                gauges.queued += 1;
-            });
-        }
-        self.enqueue(job);
-    }
-
-    /// Makes room of memory for somebody of this priority: pasts of suspended jobs, kept pasts and kept images are given
-    /// up first, then the youngest sequence of a lower priority is suspended. `false`: there is nothing to give up.
-    fn relieve(&mut self, priority: consort_core::Priority) -> bool {
-        let mut freed = false;
-        for job in &mut self.queue {
-            freed |= job.parked.take().is_some();
-        }
-        freed || self.cache.evict() || self.images.evict() || self.suspend_below(priority, false)
-    }
-
-    /// Suspends the youngest of the running jobs with the lowest priority, if that is lower than `priority`; a job whose
-    /// reader is behind gives way to its equals as well. Whether there was one.
-    fn suspend_below(&mut self, priority: consort_core::Priority, park: bool) -> bool {
-        let gives_way = |job: &Job| job.priority < priority || (job.priority == priority && !job.has_room());
-        let victim = self
-            .running
-            .iter()
-            .enumerate()
-            .filter(|(_, job)| job.end.is_none() && gives_way(job))
-            .min_by_key(|(_, job)| (job.priority, std::cmp::Reverse(job.id)))
-            .map(|(index, _)| index);
-        if let Some(index) = victim {
-            self.suspend(index, park);
-        }
-        victim.is_some()
+    /// The engine worked since `begun`; for how long.
+    fn worked(&mut self, begun: Instant) -> Duration {
+        let took = self.shared.clock.now().saturating_duration_since(begun);
+        self.busy += took;
+        self.books(|books| books.metrics.busy += took);
+        took
     }
 
     /// Whether adapters are applied to whole batches.
@@ -277,28 +290,39 @@ impl<E: Engine> Worker<E> {
         matches!(self.shared.capability.adapter_mode, AdapterMode::Grouped | AdapterMode::Exclusive)
     }
 
+    fn books<T>(&self, change: impl FnOnce(&mut Books) -> T) -> T {
+        self.shared.board.update(change)
+    }
+
+    /// Brings the gauges up to date.
     fn publish(&self) {
-        let counters = &self.shared.board.counters;
         let (pasts, bytes, evicted) = self.cache.counts();
-        for (counter, value) in [
-            (&counters.cached_pasts, pasts),
-            (&counters.cached_bytes, bytes),
-            (&counters.evicted_pasts, evicted),
-            (&counters.images_encoded, self.images.encoded),
-            (&counters.images_reused, self.images.reused),
-        ] {
-            counter.store(value, Ordering::Relaxed);
-        }
+        let (parked, parked_bytes) = self.parked();
+        let (adapters, adapter_bytes) = self.shelf.held();
+        let oldest = self.queue.iter().filter(|job| !job.is_keep()).map(|job| job.queued_since).min();
+        self.books(|books| {
+            books.oldest = oldest;
+            let metrics = &mut books.metrics;
+            (metrics.cached_pasts, metrics.cached_bytes, metrics.evicted_pasts) = (pasts, bytes, evicted);
+            (metrics.parked_pasts, metrics.parked_bytes) = (parked, parked_bytes);
+            (metrics.adapters, metrics.adapter_bytes) = (adapters, adapter_bytes);
+            (metrics.adapter_page_ins, metrics.adapter_page_outs) = (self.shelf.page_ins, self.shelf.page_outs);
+            (metrics.images_encoded, metrics.images_reused) = (self.images.encoded, self.images.reused);
+            metrics.image_cache_bytes = self.images.bytes();
+        });
     }
 }
 
 impl<E: Engine> Drop for Worker<E> {
     /// Also when the engine panics: whoever waits must learn that nobody will answer.
     fn drop(&mut self) {
-        self.shared.board.update(|gauges| {
-            *gauges = crate::metrics::Gauges { dead: true, ..Default::default() };
-        });
+        self.shared.board.end(if std::thread::panicking() { Ended::Panicked } else { Ended::ShutDown });
     }
+}
+
+/// The earlier of two moments.
+fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }
 
 /// The same error for another reader.

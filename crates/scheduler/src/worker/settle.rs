@@ -3,8 +3,8 @@
 use consort_core::{Engine, Error, ErrorKind, Step, StepOutcome, StepOutput};
 
 use super::admit::failure;
+use super::close::Meanwhile;
 use super::{Closing, Place, Worker, repeated};
-use crate::metrics::add;
 use crate::sequence::{End, Job, Said, Work};
 use crate::step_plan::{Budget, Candidate, plan};
 
@@ -15,11 +15,12 @@ impl<E: Engine> Worker<E> {
     /// Runs one batch. Whether there was one to run.
     pub(super) fn step(&mut self) -> bool {
         self.reserve_ahead();
+        let now = self.shared.clock.now();
         let ready = |job: &&Job| job.end.is_none() && job.next_chunk(1) > 0 && job.has_room();
         let mut set = None;
         if self.is_grouped() {
             let groups: Vec<_> =
-                self.running.iter().filter(ready).map(|job| (&job.adapters, job.priority, job.id)).collect();
+                self.running.iter().filter(ready).map(|job| (&job.adapters, self.rank(job, now), job.id)).collect();
             set = self.turns.choose(&groups, self.shared.config.group_steps);
         }
         let candidates = self
@@ -27,10 +28,17 @@ impl<E: Engine> Worker<E> {
             .iter()
             .enumerate()
             .filter(|(_, job)| ready(job) && set.as_ref().is_none_or(|set| *set == job.adapters))
-            .map(|(index, job)| Candidate { index, priority: job.priority, age: job.id, decoding: job.is_decoding() })
+            .map(|(index, job)| Candidate {
+                index,
+                priority: job.priority,
+                rank: self.rank(job, now),
+                age: job.id,
+                decoding: job.is_decoding(),
+            })
             .collect();
         let config = &self.shared.config;
-        let budget = Budget { tokens: config.step_tokens, background: config.background_step_tokens };
+        let prompts = config.max_step_time.map_or(usize::MAX, |limit| self.step_times.tokens_within(limit));
+        let budget = Budget { tokens: config.step_tokens, background: config.background_step_tokens, prompts };
         let steps = plan(candidates, budget, |index, limit| self.running[index].next_chunk(limit));
         if steps.is_empty() {
             // A job that ran out of memory is settled by the sweep, which may let it go on.
@@ -44,13 +52,15 @@ impl<E: Engine> Worker<E> {
 
     /// Submits and collects; one outcome per step that could be made.
     fn execute(&mut self, planned: &[(usize, usize)]) -> Vec<(usize, usize, StepOutcome)> {
-        let Self { engine, running, shared, .. } = self;
-        let mut made = Vec::with_capacity(planned.len());
+        let begun = self.shared.clock.now();
+        let Self { engine, running, .. } = self;
+        let (mut made, mut prompts) = (Vec::with_capacity(planned.len()), 0);
         let mut steps: Vec<Step<'_>> = Vec::with_capacity(planned.len());
         for &(index, tokens) in planned {
             if let Some(step) = running[index].step(tokens) {
                 made.push((index, tokens));
                 steps.push(step);
+                prompts += if running[index].is_decoding() { 0 } else { tokens };
             }
         }
         let outcomes = match run(engine, &steps) {
@@ -65,7 +75,12 @@ impl<E: Engine> Worker<E> {
                 })
                 .collect(),
         };
-        add(&shared.board.counters.steps, 1);
+        let took = self.worked(begun);
+        self.step_times.learn(prompts, took);
+        self.books(|books| {
+            books.metrics.steps += 1;
+            books.metrics.step_time.record(took);
+        });
         made.into_iter().zip(outcomes).map(|((index, tokens), outcome)| (index, tokens, outcome)).collect()
     }
 
@@ -81,11 +96,25 @@ impl<E: Engine> Worker<E> {
                 return;
             }
         };
+        let now = self.shared.clock.now();
         let job = &mut self.running[index];
-        if !job.is_decoding() {
-            add(&self.shared.board.counters.prefilled_tokens, tokens as u64);
-        }
+        let again = tokens.min(job.furthest.saturating_sub(job.done()));
+        let is_keep = job.is_keep();
         let (total, length) = (job.prompt_len, job.past.len());
+        // What lies beyond the prompt was generated, also where it comes with what is computed again.
+        let generated = (job.done() + tokens).saturating_sub(total.max(job.done() + again));
+        job.furthest = job.furthest.max(job.done() + tokens);
+        job.standing.served(now, self.aging, job.furthest, job.prompt_len);
+        self.shared.board.update(|books| {
+            let prefilled = (tokens - again - generated) as u64;
+            let metrics = &mut books.metrics;
+            metrics.step_sequences += 1;
+            metrics.step_tokens += tokens as u64;
+            metrics.recomputed_tokens += again as u64;
+            metrics.decoded_tokens += generated as u64;
+            metrics.prefilled_tokens += prefilled;
+            metrics.background_tokens += if is_keep { prefilled } else { 0 };
+        });
         let Some(slot) = &mut job.slot else { return };
         slot.done += tokens;
         let done = slot.done;
@@ -98,6 +127,13 @@ impl<E: Engine> Worker<E> {
             self.keep_past(index);
         }
         let job = &mut self.running[index];
+        if let (Work::Reply(reply), StepOutput::Logits(logits)) = (&mut job.work, &output)
+            && let Some(prompt) = &mut reply.prompt_logprobs
+            && let Err(error) = prompt.hear(done - tokens..done, logits, &job.past)
+        {
+            job.end = Some(End::Failed(error.with_backend(self.shared.name)));
+            return;
+        }
         match &mut job.work {
             Work::Embed(embed) => {
                 if let StepOutput::Pooled(pooled) = &output {
@@ -116,11 +152,20 @@ impl<E: Engine> Worker<E> {
                 let said = match row.filter(|row| row.len() == self.shared.info.vocab_size) {
                     Some(row) => {
                         let before = reply.usage.completion_tokens;
-                        let said = reply.hear(row);
-                        add(
-                            &self.shared.board.counters.generated_tokens,
-                            (reply.usage.completion_tokens - before) as u64,
-                        );
+                        let said = reply.hear(row, now);
+                        if reply.usage.completion_tokens > before {
+                            let last = reply.last_token.replace(now);
+                            let arrived = reply.arrived;
+                            self.shared.board.update(|books| {
+                                let metrics = &mut books.metrics;
+                                metrics.generated_tokens += 1;
+                                if before == 0 {
+                                    metrics.time_to_first_token.record(now.saturating_duration_since(arrived));
+                                } else if let Some(last) = last {
+                                    metrics.inter_token.record(now.saturating_duration_since(last));
+                                }
+                            });
+                        }
                         said
                     }
                     None => Err(lost()),
@@ -152,7 +197,7 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    fn close_running(&mut self, index: usize, closing: Closing) {
+    pub(super) fn close_running(&mut self, index: usize, closing: Closing) {
         let job = self.running.swap_remove(index);
         self.close(job, Place::Running, closing);
     }
@@ -167,34 +212,7 @@ impl<E: Engine> Worker<E> {
             return;
         }
         tracing::warn!(%error, id = job.id, "a sequence was lost and is computed anew");
-        self.suspend(index, false);
-    }
-
-    /// Memory ran out under a job that runs: others give way, of its equals the youngest, which may be itself. Whether
-    /// somebody gave something up.
-    fn press(&mut self, index: usize, error: Error) -> bool {
-        let Some(job) = self.running.get(index) else { return false };
-        let priority = job.priority;
-        if job.is_keep() {
-            self.close_running(index, Closing::Failed(error));
-            return true;
-        }
-        if self.relieve(priority) {
-            return true;
-        }
-        let youngest = (0..self.running.len())
-            .filter(|&other| self.running[other].priority <= priority && self.running[other].end.is_none())
-            .max_by_key(|&other| self.running[other].id);
-        match youngest {
-            Some(victim) if self.running.len() > 1 => {
-                self.suspend(victim, false);
-                true
-            }
-            _ => {
-                self.close_running(index, Closing::Failed(error));
-                false
-            }
-        }
+        self.suspend(index, Meanwhile::Replay);
     }
 }
 

@@ -120,6 +120,43 @@ fn requests_keep_the_weights_that_they_were_accepted_with() {
 }
 
 #[test]
+fn an_activated_adapter_is_refused_where_the_engine_has_none() {
+    let rig = rig();
+    rig.load("a", b"weights of a");
+    let files = AdapterFiles::Bytes { config: Arc::from(&b"{}"[..]), weights: Arc::from(&b"activated"[..]) };
+    let error = block_on(rig.backend.load_adapter("a", files)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidAdapter);
+    assert!(error.to_string().contains("alora_invocation_tokens"), "{error}");
+    // It left nothing, and the name means what it meant.
+    rig.wait_adapters(1);
+    let prompt = tokens(5, 10);
+    let reply = rig.say(with_adapter(ask(&prompt, 6), "a", 1.0));
+    assert_eq!(reply.ids, expected(&parts(&prompt), &[(b"weights of a", 1.0)], 6));
+}
+
+#[test]
+fn adapters_in_room_for_one_take_turns() {
+    let rig = Rig::new(Setup::default(), SchedulerConfig { adapter_bytes: 1, ..SchedulerConfig::default() });
+    rig.load("a", b"weights of a");
+    rig.load("b", b"weights of b");
+    rig.wait_adapters(1);
+    let prompt = tokens(5, 10);
+    let voices: [(&str, &[u8]); 2] = [("a", b"weights of a"), ("b", b"weights of b")];
+    let streams: Vec<_> = (0..6)
+        .map(|index| rig.backend.generate(with_adapter(ask(&prompt, 6), voices[index % 2].0, 1.0)).unwrap())
+        .collect();
+    let plain = rig.say(ask(&prompt, 6));
+    assert_eq!(plain.ids, expected(&parts(&prompt), &[], 6));
+    for (index, stream) in streams.into_iter().enumerate() {
+        assert_eq!(collect(stream).unwrap().ids, expected(&parts(&prompt), &[(voices[index % 2].1, 1.0)], 6));
+    }
+    rig.no_leak();
+    rig.wait_adapters(1);
+    let metrics = rig.backend.metrics();
+    assert!(metrics.adapter_page_ins >= 2 && metrics.adapter_page_outs > metrics.adapter_page_ins, "{metrics:?}");
+}
+
+#[test]
 fn images_are_part_of_the_past_and_encoded_once() {
     let rig = rig();
     let scene = tokens(1, 10);

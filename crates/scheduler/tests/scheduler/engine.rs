@@ -46,6 +46,10 @@ pub struct Setup {
     pub script: Option<Vec<TokenId>>,
     pub vocab: usize,
     pub image_token: Option<TokenId>,
+    /// How long a batch takes at least.
+    pub step_time: std::time::Duration,
+    /// The batch at which the engine panics.
+    pub panics_at: Option<usize>,
 }
 
 impl Default for Setup {
@@ -70,6 +74,8 @@ impl Default for Setup {
             script: None,
             vocab: VOCAB,
             image_token: Some(IMAGE),
+            step_time: std::time::Duration::ZERO,
+            panics_at: None,
         }
     }
 }
@@ -335,6 +341,9 @@ impl Engine for HashEngine {
 
     fn submit(&mut self, steps: &[Step<'_>]) -> Result<Ticket> {
         self.control.enter();
+        std::thread::sleep(self.setup.step_time);
+        let begun = self.control.begun.load(Ordering::SeqCst);
+        assert!(self.setup.panics_at.is_none_or(|at| begun < at), "the engine panics, by test");
         let most = self.setup.capability.max_batch_tokens;
         assert!(!steps.is_empty() && steps.iter().map(|s| s.input.len()).sum::<usize>() <= most, "too many tokens");
         assert!(steps.iter().all(|s| !s.input.is_empty()));
@@ -455,7 +464,8 @@ impl Engine for HashEngine {
         }
         assert!(self.adapters.insert(source.key.clone(), digest(weights)).is_none(), "a generation was reused");
         self.control.adapters.store(self.adapters.len(), Ordering::SeqCst);
-        Ok(AdapterInfo { key: source.key.clone(), rank: 1, layers: 1, bytes: 1, invocation_tokens: None })
+        let invocation_tokens = weights.starts_with(b"activated").then(|| vec![1, 2]);
+        Ok(AdapterInfo { key: source.key.clone(), rank: 1, layers: 1, bytes: 1, invocation_tokens })
     }
 
     fn unload_adapter(&mut self, key: &AdapterKey) -> Result<()> {

@@ -12,3 +12,4 @@ mod parrot;
 mod parroting;
 mod random;
 mod support;
+mod time;

@@ -20,6 +20,7 @@ use tokenizers::{Model as _, NormalizedString, Normalizer as _, models::bpe::BPE
 pub use self::pretokenizer::PreTokenizer;
 use crate::SpecialText;
 use crate::detokenizer::Utf8Stream;
+use crate::guard::Marks;
 
 /// The longest text that [`Tokenizer::encode`] takes, in bytes. Well above any context window, and it bounds memory.
 const MAX_TEXT_BYTES: usize = 8 << 20;
@@ -103,10 +104,15 @@ impl Tokenizer {
     /// blanks in a row, [`ErrorKind::InvalidTokenizer`] when the
     /// vocabulary has no token for one of its bytes.
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>> {
-        self.encode_inner(text, special).map_err(|error| error.with_operation("text::encode"))
+        self.encode_inner(text, special, &Marks::default()).map_err(|error| error.with_operation("text::encode"))
     }
 
-    fn encode_inner(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>> {
+    /// The tokens of a rendering in which some texts are marked, so that they do not become special tokens.
+    pub(crate) fn encode_marked(&self, text: &str, marks: &Marks) -> Result<Vec<TokenId>> {
+        self.encode_inner(text, SpecialTokens::Parse, marks).map_err(|error| error.with_operation("text::encode"))
+    }
+
+    fn encode_inner(&self, text: &str, special: SpecialTokens, marks: &Marks) -> Result<Vec<TokenId>> {
         if text.len() > MAX_TEXT_BYTES {
             let message = format!("the text has {} bytes; at most {MAX_TEXT_BYTES} are tokenized", text.len());
             return Err(Error::new(ErrorKind::InvalidRequest, message));
@@ -115,12 +121,12 @@ impl Tokenizer {
         let mut done = 0;
         if let (SpecialTokens::Parse, Some(added)) = (special, &self.inner.added) {
             for found in added.matcher.find_iter(text) {
-                self.encode_words(text.get(done..found.start()).unwrap_or_default(), &mut ids)?;
+                self.encode_words(&marks.restore(text.get(done..found.start()).unwrap_or_default()), &mut ids)?;
                 ids.extend(added.ids.get(found.pattern().as_usize()));
                 done = found.end();
             }
         }
-        self.encode_words(text.get(done..).unwrap_or_default(), &mut ids)?;
+        self.encode_words(&marks.restore(text.get(done..).unwrap_or_default()), &mut ids)?;
         Ok(ids)
     }
 
@@ -211,6 +217,12 @@ impl Tokenizer {
     #[must_use]
     pub fn is_special(&self, id: TokenId) -> bool {
         self.inner.special.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// The spellings of all special tokens.
+    pub(crate) fn special_spellings(&self) -> Vec<String> {
+        let added = self.inner.added.iter().flat_map(|added| &added.by_text);
+        added.filter(|(_, id)| self.is_special(**id)).map(|(text, _)| text.clone()).collect()
     }
 
     /// Tokens that end a reply: the file's end-of-text and end-of-turn tokens and, where they exist, `<|im_end|>` and

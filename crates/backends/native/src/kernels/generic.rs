@@ -15,7 +15,6 @@ pub(super) trait Format<const N: usize> {
 pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
-pub(super) struct Q8_0;
 
 impl Format<{ 4 * BLOCK }> for F32 {
     #[inline(always)]
@@ -42,14 +41,6 @@ impl Format<{ 2 * BLOCK }> for Bf16 {
     unsafe fn load<L: Lanes>(from: &[u8; 2 * BLOCK]) -> L::Block {
         // SAFETY: handed on to the caller.
         unsafe { L::load_bf16(from) }
-    }
-}
-
-impl Format<{ 2 + BLOCK }> for Q8_0 {
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: &[u8; 2 + BLOCK]) -> L::Block {
-        // SAFETY: handed on to the caller.
-        unsafe { L::load_q8_0(from) }
     }
 }
 
@@ -121,7 +112,7 @@ unsafe fn tile<L: Lanes, F: Format<N>, const N: usize, const R: usize, const T: 
 
 /// The rest of a row, filled with zeros to a block.
 #[inline(always)]
-fn padded<V: Copy + Default, const N: usize>(rest: &[V]) -> [V; N] {
+pub(super) fn padded<V: Copy + Default, const N: usize>(rest: &[V]) -> [V; N] {
     let mut block = [V::default(); N];
     for (to, from) in block.iter_mut().zip(rest) {
         *to = *from;

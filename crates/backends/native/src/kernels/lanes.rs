@@ -4,7 +4,7 @@
 //! accumulated in lane `i mod 32`, blocks in ascending order, and the lanes are summed in one fixed tree. So a result
 //! depends on the row and the vector alone, and not on what else is computed beside it.
 
-/// Numbers per block: the length of a Q8_0 block, and a multiple of every vector register's width.
+/// Numbers per block: a multiple of every vector register's width.
 pub(super) const BLOCK: usize = 32;
 
 /// A block of 32 numbers in registers.
@@ -20,8 +20,6 @@ pub(super) trait Lanes {
     unsafe fn load(from: &[f32; BLOCK]) -> Self::Block;
     unsafe fn load_f16(from: &[u8; 2 * BLOCK]) -> Self::Block;
     unsafe fn load_bf16(from: &[u8; 2 * BLOCK]) -> Self::Block;
-    /// A scale in f16, then 32 signed bytes; each product is rounded to f32.
-    unsafe fn load_q8_0(from: &[u8; 2 + BLOCK]) -> Self::Block;
     unsafe fn store(block: Self::Block, to: &mut [f32; BLOCK]);
     unsafe fn mul(a: Self::Block, b: Self::Block) -> Self::Block;
     /// `a · b + c`.
@@ -48,7 +46,7 @@ pub(super) struct Portable;
 /// Fused where that is one instruction of the baseline, two roundings elsewhere: a call into the C library per number
 /// would be a hundred times slower.
 #[inline(always)]
-fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+pub(super) fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
 }
 
@@ -73,12 +71,6 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn load_bf16(from: &[u8; 2 * BLOCK]) -> Self::Block {
         std::array::from_fn(|i| f32::from_bits(u32::from(u16::from_le_bytes([from[2 * i], from[2 * i + 1]])) << 16))
-    }
-
-    #[inline(always)]
-    unsafe fn load_q8_0(from: &[u8; 2 + BLOCK]) -> Self::Block {
-        let scale = f16_to_f32(u16::from_le_bytes([from[0], from[1]]));
-        std::array::from_fn(|i| f32::from(from[2 + i].cast_signed()) * scale)
     }
 
     #[inline(always)]

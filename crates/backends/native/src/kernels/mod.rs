@@ -1,41 +1,91 @@
 //! The arithmetic, for each kind of processor.
 //!
 //! The kernels are written once ([`generic`], over the blocks of [`lanes`]) and compiled for each kernel set; which one
-//! runs is chosen when an engine is loaded. This module and [`x86`] are the only ones with `unsafe` code, for one reason:
-//! a function that was compiled for an instruction set may be called only where the processor has it. A [`KernelSet`]
-//! cannot be had without that having been checked.
+//! runs is chosen when an engine is loaded. Quantized weights have kernels of their own: [`packed`] says how each format lies,
+//! and [`int8`] multiplies it with activations of eight bits. This module and those in it are the only ones with `unsafe` code,
+//! for one reason: a function that was compiled for an instruction set may be called only where the processor has it. A
+//! [`KernelSet`] cannot be had without that having been checked.
 
 #![allow(unsafe_code)]
 
 mod exp;
 mod generic;
+mod int8;
 mod lanes;
+mod packed;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_int8;
 
 use consort_core::{Error, ErrorKind, Result};
-use generic::{Bf16, F16, F32, Q8_0};
+use consort_gguf::TensorType;
+use generic::{Bf16, F16, F32};
 pub(crate) use generic::{DeltaStep, Matmul};
+pub(crate) use int8::{Product, Quantized};
 use lanes::Portable;
+use packed::{Packed, Shape};
 
 /// How the numbers of a matrix are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// Number by number.
+    Float(Format),
+    /// In blocks, with scales.
+    Quant(Quant),
+}
+
+/// A type that stores each number by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     F32,
     F16,
     Bf16,
-    Q8_0,
 }
 
-impl Format {
-    /// Bytes that a row of `cols` numbers takes, or `None` where it is not whole blocks.
-    pub(crate) fn row_bytes(self, cols: usize) -> Option<usize> {
-        match self {
-            Self::F32 => cols.checked_mul(4),
-            Self::F16 | Self::Bf16 => cols.checked_mul(2),
-            Self::Q8_0 if cols.is_multiple_of(32) => (cols / 32).checked_mul(34),
-            Self::Q8_0 => None,
-        }
+/// A type that stores small integers and scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quant {
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    IQ4NL,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    IQ4XS,
+}
+
+impl Storage {
+    /// Every type that there are kernels for.
+    pub(crate) const ALL: [(TensorType, Self); 15] = [
+        (TensorType::F32, Self::Float(Format::F32)),
+        (TensorType::F16, Self::Float(Format::F16)),
+        (TensorType::BF16, Self::Float(Format::Bf16)),
+        (TensorType::Q4_0, Self::Quant(Quant::Q4_0)),
+        (TensorType::Q4_1, Self::Quant(Quant::Q4_1)),
+        (TensorType::Q5_0, Self::Quant(Quant::Q5_0)),
+        (TensorType::Q5_1, Self::Quant(Quant::Q5_1)),
+        (TensorType::Q8_0, Self::Quant(Quant::Q8_0)),
+        (TensorType::IQ4NL, Self::Quant(Quant::IQ4NL)),
+        (TensorType::Q2K, Self::Quant(Quant::Q2K)),
+        (TensorType::Q3K, Self::Quant(Quant::Q3K)),
+        (TensorType::Q4K, Self::Quant(Quant::Q4K)),
+        (TensorType::Q5K, Self::Quant(Quant::Q5K)),
+        (TensorType::Q6K, Self::Quant(Quant::Q6K)),
+        (TensorType::IQ4XS, Self::Quant(Quant::IQ4XS)),
+    ];
+
+    /// What a tensor of this type is stored in, or `None` where there are no kernels for it.
+    pub(crate) fn of(kind: TensorType) -> Option<Self> {
+        Self::ALL.iter().find(|(name, _)| *name == kind).map(|(_, format)| *format)
     }
 }
 
@@ -50,9 +100,11 @@ enum Set {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
 }
 
-/// Names a set to be used instead of the best one: `portable`, `avx2` or `avx512`.
+/// Names a set to be used instead of the best one: `portable`, `avx2`, `avx512` or `avx512vnni`.
 pub(crate) const OVERRIDE: &str = "CONSORT_KERNELS";
 
 impl KernelSet {
@@ -69,6 +121,9 @@ impl KernelSet {
             }
             if avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                 sets.push(Self(Set::Avx512));
+                if is_x86_feature_detected!("avx512vnni") {
+                    sets.push(Self(Set::Avx512Vnni));
+                }
             }
         }
         sets
@@ -96,6 +151,8 @@ impl KernelSet {
             Set::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Set::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Vnni => "avx512vnni",
         }
     }
 }
@@ -133,7 +190,18 @@ macro_rules! kernel {
                 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw")]
                 #[allow(dead_code)]
                 fn avx512($($arg: $type),*) $(-> $ret)? {
-                    type $lanes = x86::Avx512;
+                    type $lanes = x86::Avx512<false>;
+                    const $rows: usize = 2;
+                    const $tokens: usize = 4;
+                    // SAFETY: this function is compiled for the features, and called where they were detected.
+                    #[allow(unused_unsafe)]
+                    unsafe { $body }
+                }
+                #[cfg(target_arch = "x86_64")]
+                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vnni")]
+                #[allow(dead_code)]
+                fn avx512vnni($($arg: $type),*) $(-> $ret)? {
+                    type $lanes = x86::Avx512<true>;
                     const $rows: usize = 2;
                     const $tokens: usize = 4;
                     // SAFETY: this function is compiled for the features, and called where they were detected.
@@ -148,10 +216,44 @@ macro_rules! kernel {
                     // SAFETY: a value of this kind exists only where `available` also detected AVX-512 F and BW.
                     #[cfg(target_arch = "x86_64")]
                     Set::Avx512 => unsafe { avx512($($arg),*) },
+                    // SAFETY: a value of this kind exists only where `available` also detected AVX-512 VNNI.
+                    #[cfg(target_arch = "x86_64")]
+                    Set::Avx512Vnni => unsafe { avx512vnni($($arg),*) },
                 }
             }
         }
     };
+}
+
+/// Evaluates `$body` with `$format` the type, and `$bytes` the bytes of a chunk, of a [`Quant`].
+macro_rules! of_quant {
+    ($quant:expr, |$format:ident, $bytes:ident| $body:expr) => {
+        of_quant!(@ $quant, $format, $bytes, $body,
+            (Q4_0, 8 * 18), (Q4_1, 8 * 20), (Q5_0, 8 * 22), (Q5_1, 8 * 24), (Q8_0, 8 * 34), (IQ4NL, 8 * 18),
+            (Q2K, 84), (Q3K, 110), (Q4K, 144), (Q5K, 176), (Q6K, 210), (IQ4XS, 136))
+    };
+    (@ $quant:expr, $format:ident, $bytes:ident, $body:expr, $(($name:ident, $count:expr)),*) => {
+        match $quant {
+            $(Quant::$name => {
+                #[allow(dead_code)]
+                type $format = packed::$name;
+                #[allow(dead_code)]
+                const $bytes: usize = $count;
+                $body
+            })*
+        }
+    };
+}
+
+impl Quant {
+    fn shape(self) -> Shape {
+        of_quant!(self, |F, N| <F as Packed<N>>::SHAPE)
+    }
+
+    /// Bytes of a chunk of 256 weights.
+    fn chunk_bytes(self) -> usize {
+        of_quant!(self, |F, N| N)
+    }
 }
 
 kernel! {
@@ -161,19 +263,39 @@ kernel! {
             Format::F32 => generic::matmul::<L, F32, 128, R, T>(job),
             Format::F16 => generic::matmul::<L, F16, 64, R, T>(job),
             Format::Bf16 => generic::matmul::<L, Bf16, 64, R, T>(job),
-            Format::Q8_0 => generic::matmul::<L, Q8_0, 34, R, T>(job),
+        }
+    }
+}
+
+kernel! {
+    /// Vectors `[tokens, cols]` in eight bits, for weights of a format. They are some of `all` vectors, whose number decides
+    /// how they are laid out.
+    fn quantize(format: Quant, x: &[f32], cols: usize, all: usize) -> Quantized {
+        |L, R, T| int8::quantize::<L>(format.shape(), x, cols, all)
+    }
+}
+
+kernel! {
+    /// Rows of quantized weights times vectors in eight bits; see [`Product`].
+    fn product(format: Quant, job: Product<'_, '_>) {
+        |L, R, T| if job.x.are_for_tiles() {
+            <L as int8::Int8>::tiled(job, format.shape(), format.chunk_bytes(), |from, to| {
+                of_quant!(format, |F, N| <F as Packed<N>>::unpack_some::<L>(from, to))
+            })
+        } else {
+            of_quant!(format, |F, N| int8::row_products::<L, F, N>(job))
         }
     }
 }
 
 kernel! {
     /// A row as f32, number by number what [`matmul`](Self::matmul) would use.
-    fn widen(format: Format, row: &[u8], out: &mut [f32]) {
-        |L, R, T| match format {
-            Format::F32 => generic::widen::<L, F32, 128>(row, out),
-            Format::F16 => generic::widen::<L, F16, 64>(row, out),
-            Format::Bf16 => generic::widen::<L, Bf16, 64>(row, out),
-            Format::Q8_0 => generic::widen::<L, Q8_0, 34>(row, out),
+    fn widen(storage: Storage, row: &[u8], out: &mut [f32]) {
+        |L, R, T| match storage {
+            Storage::Float(Format::F32) => generic::widen::<L, F32, 128>(row, out),
+            Storage::Float(Format::F16) => generic::widen::<L, F16, 64>(row, out),
+            Storage::Float(Format::Bf16) => generic::widen::<L, Bf16, 64>(row, out),
+            Storage::Quant(quant) => of_quant!(quant, |F, N| packed::widen::<L, F, N>(row, out)),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::{BLOCK, Lanes, f16_to_f32};
+use super::lanes::{BLOCK, Lanes};
 
 /// AVX2, FMA and F16C: four registers of eight.
 pub(super) struct Avx2;
@@ -58,20 +58,6 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_q8_0(from: &[u8; 2 + BLOCK]) -> Self::Block {
-        // SAFETY: the caller has made sure of AVX2; the 32 bytes after the scale lie inside `from`, and 8-byte loads need
-        // no alignment.
-        unsafe {
-            let scale = _mm256_set1_ps(f16_to_f32(u16::from_le_bytes([from[0], from[1]])));
-            let at = from.as_ptr().add(2);
-            let widen = |at: *const u8| {
-                _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()))), scale)
-            };
-            [widen(at), widen(at.add(8)), widen(at.add(16)), widen(at.add(24))]
-        }
-    }
-
-    #[inline(always)]
     unsafe fn store(block: Self::Block, to: &mut [f32; BLOCK]) {
         let at = to.as_mut_ptr();
         // SAFETY: the caller has made sure of AVX; 4 · 8 numbers lie inside `to`, and the stores need no alignment.
@@ -116,10 +102,10 @@ impl Lanes for Avx2 {
     }
 }
 
-/// AVX-512 F and BW: two registers of sixteen.
-pub(super) struct Avx512;
+/// AVX-512 F and BW, with or without VNNI: two registers of sixteen.
+pub(super) struct Avx512<const VNNI: bool>;
 
-impl Lanes for Avx512 {
+impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     type Block = [__m512; 2];
 
     #[inline(always)]
@@ -149,18 +135,6 @@ impl Lanes for Avx512 {
         unsafe {
             let widen = |bits: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)));
             [widen(_mm256_loadu_si256(at)), widen(_mm256_loadu_si256(at.add(1)))]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load_q8_0(from: &[u8; 2 + BLOCK]) -> Self::Block {
-        // SAFETY: the caller has made sure of AVX-512F; the 32 bytes after the scale lie inside `from`, and the loads need
-        // no alignment.
-        unsafe {
-            let scale = _mm512_set1_ps(f16_to_f32(u16::from_le_bytes([from[0], from[1]])));
-            let at = from.as_ptr().add(2).cast::<__m128i>();
-            let widen = |bits: __m128i| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bits)), scale);
-            [widen(_mm_loadu_si128(at)), widen(_mm_loadu_si128(at.add(1)))]
         }
     }
 

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 
 use consort_core::*;
+use consort_gguf::TensorType;
 use consort_native::synthetic::SyntheticConfig;
 use consort_native::{ModelSource, NativeConfig, NativeEngine};
 
@@ -15,6 +16,35 @@ pub fn files() -> (&'static [u8], &'static [u8]) {
         let config = SyntheticConfig::tiny();
         (config.text().unwrap().leak(), config.vision().unwrap().unwrap().leak())
     })
+}
+
+/// The quantized types that there are kernels for.
+pub const QUANTIZED: [TensorType; 12] = [
+    TensorType::Q8_0,
+    TensorType::Q4_0,
+    TensorType::Q4_1,
+    TensorType::Q5_0,
+    TensorType::Q5_1,
+    TensorType::IQ4NL,
+    TensorType::IQ4XS,
+    TensorType::Q2K,
+    TensorType::Q3K,
+    TensorType::Q4K,
+    TensorType::Q5K,
+    TensorType::Q6K,
+];
+
+/// A model whose rows are whole blocks of every type, but for those of its MLP, which fall back to others.
+pub fn wide() -> SyntheticConfig {
+    SyntheticConfig {
+        hidden: 256,
+        mlp: 288,
+        heads: 8,
+        vision: None,
+        layers: 2,
+        full_attention_interval: 2,
+        ..SyntheticConfig::tiny()
+    }
 }
 
 pub fn config() -> NativeConfig {

@@ -5,6 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use consort_core::{Device, DevicePolicy, Error, ErrorKind, Result, Thinking};
 
+use crate::chat::ChatArgs;
+use crate::quality::{KldArgs, PerplexityArgs};
+use crate::sampling::SamplingArgs;
+use crate::shell::{CompletionsArgs, ManArgs};
+use crate::structure::StructureArgs;
+use crate::tokenize::TokenizeArgs;
+
 /// One model, many personas, any engine.
 ///
 /// Consort runs a language model that also sees, for several personas at once. Without `--device` it computes on an
@@ -32,6 +39,25 @@ pub enum Command {
         consort run --device cpu --image shapes.png --adapter pirate \"What do you see?\"\n  \
         consort run --device cpu --model model.gguf --mmproj mmproj.gguf --json \"Hello!\"")]
     Run(RunArgs),
+    /// Talk with a model, as one persona or several.
+    #[command(after_help = "Examples:\n  consort chat --device cpu\n  \
+        consort chat --device cpu --persona Ada --persona Ben@pirate\n  \
+        printf 'Hello!\\nWhat is my name?\\n' | consort chat --device cpu\n\n\
+        In the chat, /help lists the commands. Ctrl-C stops a reply; Ctrl-D leaves.")]
+    Chat(ChatArgs),
+    /// Turn text into tokens, and tokens into text. Loads no weights.
+    #[command(after_help = "Examples:\n  consort tokenize \"What do you see?\"\n  \
+        consort tokenize --model model.gguf --special parse --ids --file prompt.txt\n  \
+        consort tokenize --decode 40,1092,315")]
+    Tokenize(TokenizeArgs),
+    /// How well a model foresees a text.
+    #[command(after_help = "Examples:\n  consort perplexity --device cpu --model model.gguf text.txt\n  \
+        consort perplexity --device cpu --builtin --context 256 --stride 64")]
+    Perplexity(PerplexityArgs),
+    /// How far a model's distributions are from another's, or from its own before quantization.
+    #[command(after_help = "Example:\n  \
+        consort kld --device cpu --model model-Q8_0.gguf --against model-BF16.gguf text.txt")]
+    Kld(KldArgs),
     /// Show what a model file or an adapter directory holds.
     #[command(after_help = "Examples:\n  consort inspect model.gguf\n  consort inspect --tensors --json model.gguf")]
     Inspect(InspectArgs),
@@ -40,8 +66,17 @@ pub enum Command {
     /// Turn a Hugging Face Qwen3.5 directory into GGUF and mmproj.
     #[command(after_help = "Example:\n  consort convert --type q8_0 --output out/ models/etude")]
     Convert(ConvertArgs),
+    /// Make a GGUF file smaller.
+    #[command(after_help = crate::quantize::HELP)]
+    Quantize(crate::quantize::QuantizeArgs),
     /// Measure. Writes a report beside the machine's stream rate.
     Bench(BenchArgs),
+    /// Print a shell's completion script.
+    #[command(after_help = "Example:\n  consort completions bash > ~/.local/share/bash-completion/completions/consort")]
+    Completions(CompletionsArgs),
+    /// Write the manual pages.
+    #[command(after_help = "Examples:\n  consort man | man -l -\n  consort man man1/")]
+    Man(ManArgs),
 }
 
 /// Which device may compute.
@@ -143,21 +178,10 @@ pub struct RunArgs {
     /// The most tokens of the reply.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub max_tokens: u32,
-    /// 0 is greedy; 1 is the model's own distribution.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    pub temperature: f32,
-    /// Keep the N most probable tokens (0: all).
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub top_k: u32,
-    /// Keep the smallest set of tokens that is this probable (1: all).
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
-    pub top_p: f32,
-    /// Keep tokens at least this fraction as probable as the best (0: all).
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    pub min_p: f32,
-    /// The seed of the sampler.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub structure: StructureArgs,
     /// End the reply before this text. Repeat for several.
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
@@ -249,6 +273,13 @@ pub struct BenchDecodeArgs {
     /// Measurements; the median is reported, with the smallest and the largest.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub repeats: usize,
+    /// Weight types of the models with random weights: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL or
+    /// IQ4_XS.
+    #[arg(long, value_name = "TYPE,…", value_delimiter = ',', default_value = "Q8_0,Q6_K,Q4_K,Q4_0,F16")]
+    pub types: Vec<String>,
+    /// Multiply quantized weights with activations in f32, and not in eight bits.
+    #[arg(long)]
+    pub exact: bool,
     /// Write the report there, as Markdown.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,

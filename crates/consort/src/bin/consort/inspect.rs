@@ -8,7 +8,7 @@ use consort_peft::PeftAdapter;
 use serde_json::json;
 
 use crate::args::InspectArgs;
-use crate::output::{self, HEADING, Table, styled};
+use crate::output::{self, HEADING, Table, printable, styled};
 
 /// The most characters of a value that are shown.
 const MAX_VALUE: usize = 72;
@@ -171,11 +171,6 @@ fn show_array(array: &Array) -> String {
     let shown: Vec<_> = items.iter().take(8).map(ToString::to_string).collect();
     let more = if items.len() > shown.len() { ", …" } else { "" };
     format!("[{} × {}] [{}{more}]", array.len(), array.type_name(), shown.join(", "))
-}
-
-/// A file's strings are not trusted to leave the terminal as it was.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect()
 }
 
 fn shorten(text: &str) -> String {

@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod chat;
 mod convert;
 mod demo;
 mod doctor;
@@ -12,8 +13,14 @@ mod exit;
 mod inspect;
 mod output;
 mod picture;
+mod quality;
+mod quantize;
 mod run;
+mod sampling;
 mod session;
+mod shell;
+mod structure;
+mod tokenize;
 
 use clap::Parser;
 
@@ -25,10 +32,17 @@ fn main() -> std::process::ExitCode {
     let outcome = match &cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Perplexity(args) => quality::perplexity(args),
+        Command::Kld(args) => quality::kld(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Convert(args) => convert::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Completions(args) => shell::completions(args),
+        Command::Man(args) => shell::man(args),
     };
     exit::code(outcome)
 }

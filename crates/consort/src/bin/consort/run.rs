@@ -1,21 +1,16 @@
 //! `consort run`: one prompt, one reply.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 
 use consort::ModelFiles;
-use consort_core::{
-    ChatMessage, ChatPrompt, ContentPart, Error, ErrorKind, GenerateRequest, Prompt, Result, Role, Sampling, StopRules,
-};
+use consort_core::{ChatMessage, ChatPrompt, ContentPart, GenerateRequest, Prompt, Result, Role};
 
 use crate::args::RunArgs;
 use crate::{output, session};
 
-/// The largest prompt that is read from the standard input, in bytes.
-const MAX_STDIN: u64 = 16 << 20;
-
 /// Runs the command.
 pub fn run(args: &RunArgs) -> Result<()> {
-    let prompt = if args.prompt == "-" { read_stdin()? } else { args.prompt.clone() };
+    let prompt = if args.prompt == "-" { session::read_stdin()? } else { args.prompt.clone() };
     let model = match &args.model {
         Some(path) => ModelFiles::find(path, args.mmproj.as_deref())?,
         None => ModelFiles::Bundled,
@@ -37,15 +32,9 @@ pub fn run(args: &RunArgs) -> Result<()> {
     messages.push(ChatMessage::new(Role::User, content));
     let request = GenerateRequest {
         adapters,
-        sampling: Sampling {
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
-            min_p: args.min_p,
-            seed: args.seed,
-            ..Sampling::default()
-        },
-        stop: StopRules { strings: args.stop.clone(), ..StopRules::default() },
+        sampling: args.sampling.sampling(),
+        stop: args.sampling.stop_rules(args.stop.clone()),
+        structure: args.structure.structure()?,
         max_tokens: Some(args.max_tokens),
         ..GenerateRequest::new(Prompt::Chat(ChatPrompt {
             messages,
@@ -77,15 +66,4 @@ pub fn run(args: &RunArgs) -> Result<()> {
     );
     anstream::eprintln!("{}", output::styled(output::FAINT, &line));
     Ok(())
-}
-
-fn read_stdin() -> Result<String> {
-    let mut text = String::new();
-    std::io::stdin().take(MAX_STDIN + 1).read_to_string(&mut text).map_err(|source| {
-        Error::new(ErrorKind::InvalidRequest, "the prompt could not be read as UTF-8").with_source(source)
-    })?;
-    if text.len() as u64 > MAX_STDIN {
-        return Err(Error::new(ErrorKind::InvalidRequest, "the prompt is longer than 16 MiB"));
-    }
-    Ok(text)
 }

@@ -1,13 +1,14 @@
 //! What the commands share: opening a backend, reading files, and following replies.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use consort::{LoadConfig, ModelFiles, bundled};
 use consort_core::{
-    AdapterFiles, AdapterUse, DeviceEvidence, Error, Event, EventStream, FinishReason, ImageInput, ModelBackend,
-    PositionLogprobs, Result, TokenId, Usage, block_on,
+    AdapterFiles, AdapterUse, DeviceEvidence, Error, ErrorKind, Event, EventStream, FinishReason, ImageInput,
+    ModelBackend, PositionLogprobs, Result, TokenId, Usage, block_on,
 };
 use serde::Serialize;
 
@@ -34,6 +35,37 @@ pub fn load_adapter(backend: &dyn ModelBackend, spec: &str) -> Result<AdapterUse
 pub fn read_image(path: &Path) -> Result<ImageInput> {
     let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
     Ok(ImageInput::Encoded(bytes.into()))
+}
+
+/// The longest text that is read from a file or the standard input, in bytes.
+const MAX_TEXT: u64 = 16 << 20;
+
+/// Reads all of the standard input.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`] when it is no UTF-8 or longer than 16 MiB.
+pub fn read_stdin() -> Result<String> {
+    read_limited(std::io::stdin()).map_err(|error| error.with_context("path", "the standard input"))
+}
+
+/// Reads a text file.
+///
+/// # Errors
+/// As [`read_stdin`], and those of opening it.
+pub fn read_text(path: &Path) -> Result<String> {
+    let file = std::fs::File::open(path).map_err(|source| Error::io(path, source))?;
+    read_limited(file).map_err(|error| error.with_context("path", path.display().to_string()))
+}
+
+fn read_limited(from: impl std::io::Read) -> Result<String> {
+    let mut text = String::new();
+    from.take(MAX_TEXT + 1).read_to_string(&mut text).map_err(|source| {
+        Error::new(ErrorKind::InvalidRequest, "the text could not be read as UTF-8").with_source(source)
+    })?;
+    if text.len() as u64 > MAX_TEXT {
+        return Err(Error::new(ErrorKind::InvalidRequest, "the text is longer than 16 MiB"));
+    }
+    Ok(text)
 }
 
 /// A whole reply.
@@ -71,7 +103,7 @@ pub fn follow(stream: EventStream, mut on_text: impl FnMut(&str)) -> Result<Repl
             _ => {}
         }
     }
-    Err(Error::new(consort_core::ErrorKind::Unexpected, "the reply ended without a finish reason"))
+    Err(Error::new(ErrorKind::Unexpected, "the reply ended without a finish reason"))
 }
 
 /// Tokens per second after the first.

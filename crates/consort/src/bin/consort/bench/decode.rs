@@ -17,7 +17,7 @@ use consort_core::{
 use consort_gguf::{Gguf, TensorType};
 use consort_hardware::{probe, stream_rate};
 use consort_native::synthetic::SyntheticConfig;
-use consort_native::{ModelSource, NativeConfig, NativeEngine};
+use consort_native::{Activations, ModelSource, NativeConfig, NativeEngine};
 
 use crate::args::BenchDecodeArgs;
 use crate::output::Table;
@@ -49,7 +49,7 @@ impl Spread {
 
 /// A model to measure.
 struct Subject {
-    name: &'static str,
+    name: String,
     source: ModelSource,
     /// Bytes of weights that one decode step reads.
     bytes: u64,
@@ -63,7 +63,7 @@ pub fn run(args: &BenchDecodeArgs) -> Result<()> {
     let policy = args.engine.policy();
     let folder = std::env::temp_dir().join(format!("consort-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).map_err(|source| Error::io(&folder, source))?;
-    let outcome = subjects(&folder, policy).and_then(|subjects| measure_all(args, policy, &subjects));
+    let outcome = subjects(args, &folder, policy).and_then(|subjects| measure_all(args, policy, &subjects));
     // What is left behind in the temporary folder harms nothing but space.
     drop(std::fs::remove_dir_all(&folder));
     let report = outcome?;
@@ -74,22 +74,46 @@ pub fn run(args: &BenchDecodeArgs) -> Result<()> {
     Ok(())
 }
 
-fn subjects(folder: &Path, policy: DevicePolicy) -> Result<Vec<Subject>> {
+/// The synthetic model's weight type of that name.
+fn weight_type(name: &str) -> Result<TensorType> {
+    let kinds = [
+        TensorType::F32,
+        TensorType::F16,
+        TensorType::BF16,
+        TensorType::Q8_0,
+        TensorType::Q4_0,
+        TensorType::Q4_1,
+        TensorType::Q5_0,
+        TensorType::Q5_1,
+        TensorType::Q2K,
+        TensorType::Q3K,
+        TensorType::Q4K,
+        TensorType::Q5K,
+        TensorType::Q6K,
+        TensorType::IQ4NL,
+        TensorType::IQ4XS,
+    ];
+    kinds.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+        Error::new(ErrorKind::InvalidConfig, format!("this is none of {}", kinds.map(TensorType::name).join(", ")))
+            .with_context("types", name)
+    })
+}
+
+fn subjects(args: &BenchDecodeArgs, folder: &Path, policy: DevicePolicy) -> Result<Vec<Subject>> {
+    let types = args.types.iter().map(|name| weight_type(name)).collect::<Result<Vec<_>>>()?;
     // A refusal should come before gigabytes are written.
     let etude = ModelSource::Static(bundled::TEXT);
     NativeEngine::load(NativeConfig { policy, ..NativeConfig::new(etude.clone()) })?;
     let mut subjects = vec![Subject {
-        name: "etude, Q8_0",
+        name: "etude, Q8_0".into(),
         source: etude,
         bytes: bytes_per_token(&Gguf::from_static(bundled::TEXT)?)?,
     }];
-    for (name, file, weight_type) in [
-        ("0.8B dimensions, random weights, Q8_0", "q8_0.gguf", TensorType::Q8_0),
-        ("0.8B dimensions, random weights, F16", "f16.gguf", TensorType::F16),
-    ] {
-        let path = folder.join(file);
+    for weight_type in types {
+        let path = folder.join(format!("{weight_type}.gguf"));
         SyntheticConfig { weight_type, ..SyntheticConfig::qwen35_0_8b() }.write_text(&path)?;
         let bytes = bytes_per_token(&Gguf::open(&path)?)?;
+        let name = format!("0.8B dimensions, random weights, {weight_type}");
         subjects.push(Subject { name, source: ModelSource::Path(path), bytes });
     }
     Ok(subjects)
@@ -134,7 +158,7 @@ fn measure_all(args: &BenchDecodeArgs, policy: DevicePolicy, subjects: &[Subject
                 #[allow(clippy::cast_precision_loss)]
                 let read = subject.bytes as f64 / 1e9 * speed.decode.median / sequences as f64;
                 table.row([
-                    subject.name.to_owned(),
+                    subject.name.clone(),
                     threads.to_string(),
                     sequences.to_string(),
                     speed.decode.show(),
@@ -182,7 +206,9 @@ fn measure(
     threads: NonZeroUsize,
     sequences: usize,
 ) -> Result<Speed> {
-    let config = NativeConfig { policy, threads: Some(threads), ..NativeConfig::new(subject.source.clone()) };
+    let activations = if args.exact { Activations::F32 } else { Activations::Int8 };
+    let config =
+        NativeConfig { policy, activations, threads: Some(threads), ..NativeConfig::new(subject.source.clone()) };
     let mut engine = NativeEngine::load(config)?;
     let vocabulary = engine.info().vocab_size;
     let (mut decode, mut prefill) = (Vec::new(), Vec::new());
