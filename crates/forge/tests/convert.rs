@@ -525,10 +525,10 @@ fn experts_are_stored_in_two_ways() {
         Some((layer.to_owned(), index.parse::<usize>().ok()?, part.to_owned()))
     };
     rewrite(folder.path(), |tensors| {
-        let mut single: HashMap<(String, usize, String), (Dtype, Vec<usize>, Vec<u8>)> = HashMap::new();
-        tensors.retain(|(name, dtype, shape, data)| match expert(name) {
+        let mut single: HashMap<(String, usize, String), Vec<u8>> = HashMap::new();
+        tensors.retain(|(name, _, _, data)| match expert(name) {
             Some(key) => {
-                single.insert(key, (*dtype, shape.clone(), data.clone()));
+                single.insert(key, data.clone());
                 false
             }
             None => true,
@@ -538,7 +538,7 @@ fn experts_are_stored_in_two_ways() {
             let (mut both, mut down) = (Vec::new(), Vec::new());
             for index in 0..8 {
                 let mut part =
-                    |name: &str| single.remove(&(layer.clone(), index, format!("{name}_proj.weight"))).unwrap().2;
+                    |name: &str| single.remove(&(layer.clone(), index, format!("{name}_proj.weight"))).unwrap();
                 both.extend(part("gate"));
                 both.extend(part("up"));
                 down.extend(part("down"));
@@ -565,7 +565,7 @@ fn experts_are_stored_in_two_ways() {
 
     let folder = checkpoint("moe");
     rewrite(folder.path(), |tensors| {
-        tensors.retain(|(name, ..)| !name.ends_with("layers.2.mlp.experts.5.up_proj.weight"))
+        tensors.retain(|(name, ..)| !name.ends_with("layers.2.mlp.experts.5.up_proj.weight"));
     });
     refused(
         folder.path(),
