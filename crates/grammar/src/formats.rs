@@ -70,10 +70,9 @@ fn add_pattern(members: &mut Map<String, Value>, pattern: String) {
         members.insert("pattern".into(), pattern.into());
         return;
     }
-    match members.entry("allOf").or_insert_with(|| json!([])) {
-        Value::Array(all) => all.push(json!({ "pattern": pattern })),
-        // Malformed; the compiler says so.
-        _ => {}
+    // What is no list is malformed, and the compiler says so.
+    if let Value::Array(all) = members.entry("allOf").or_insert_with(|| json!([])) {
+        all.push(json!({ "pattern": pattern }));
     }
 }
 

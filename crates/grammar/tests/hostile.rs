@@ -59,10 +59,8 @@ fn what_explodes_or_is_bottomless_is_refused() {
     }
     refused(&Structure::Choice(Vec::new()));
     refused(&Structure::Choice(vec!["x".repeat(400_000)]));
-    let deep = (0..100_000).fold(json!({}), |inner, _| json!({ "items": inner }));
-    refused(&Structure::json_schema(deep.clone()));
-    // Dropped without recursion: serde_json's own drop of such a value would overflow the stack.
-    std::mem::forget(deep);
+    let deep = (0..3000).fold(json!({}), |inner, _| json!({ "items": inner }));
+    refused(&Structure::json_schema(deep));
     for schema in
         [json!(false), json!(1), json!({ "type": "colour" }), json!({ "$ref": "#/nowhere" }), json!({ "pattern": "(" })]
     {
