@@ -65,7 +65,7 @@ pub(super) trait Int8: Lanes {
 
     /// Rows times vectors that were laid out for tiles, which are those from [`TILE_FROM`](Self::TILE_FROM) on. `unpack` fills
     /// a chunk from its bytes, of which there are `bytes`.
-    unsafe fn tiled(job: Product<'_, '_>, shape: Shape, bytes: usize, unpack: impl Fn(&[u8], &mut Chunk));
+    unsafe fn tiled(job: &mut Product<'_, '_>, shape: Shape, bytes: usize, unpack: impl Fn(&[u8], &mut Chunk));
 }
 
 /// Vectors whose activations lie side by side for tiles.
@@ -252,13 +252,13 @@ fn aside(shape: Shape, rows: &[Activations], chunks: usize) -> Vec<Aside> {
 
 /// See [`Product`]; where there are no tiles.
 #[inline(always)]
-pub(super) unsafe fn row_products<L: Int8, F: Packed<N>, const N: usize>(mut job: Product<'_, '_>) {
+pub(super) unsafe fn row_products<L: Int8, F: Packed<N>, const N: usize>(job: &mut Product<'_, '_>) {
     for token in (0..job.x.tokens).step_by(2) {
         // SAFETY: handed on to the caller.
         unsafe {
             match job.x.tokens - token {
-                1 => row_product::<L, F, N, 1>(&mut job, token),
-                _ => row_product::<L, F, N, 2>(&mut job, token),
+                1 => row_product::<L, F, N, 1>(job, token),
+                _ => row_product::<L, F, N, 2>(job, token),
             }
         }
     }
@@ -289,8 +289,8 @@ unsafe fn row_product<L: Int8, F: Packed<N>, const N: usize, const T: usize>(job
                     sums[t] = add_chunk::<L, F, N>(sums[t], &chunk, &x[t][chunks.len()]);
                 }
             }
-            for t in 0..T {
-                let [a, b, c, d, e, f, g, h] = L::store_eight(sums[t]);
+            for (t, sum) in sums.iter().enumerate() {
+                let [a, b, c, d, e, f, g, h] = L::store_eight(*sum);
                 job.out[token + t][r] = ((a + e) + (c + g)) + ((b + f) + (d + h));
             }
         }

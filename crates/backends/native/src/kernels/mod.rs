@@ -278,12 +278,15 @@ kernel! {
 kernel! {
     /// Rows of quantized weights times vectors in eight bits; see [`Product`].
     fn product(format: Quant, job: Product<'_, '_>) {
-        |L, R, T| if job.x.are_for_tiles() {
-            <L as int8::Int8>::tiled(job, format.shape(), format.chunk_bytes(), |from, to| {
-                of_quant!(format, |F, N| <F as Packed<N>>::unpack_some::<L>(from, to))
-            })
-        } else {
-            of_quant!(format, |F, N| int8::row_products::<L, F, N>(job))
+        |L, R, T| {
+            let mut job = job;
+            if job.x.are_for_tiles() {
+                <L as int8::Int8>::tiled(&mut job, format.shape(), format.chunk_bytes(), |from, to| {
+                    of_quant!(format, |F, N| <F as Packed<N>>::unpack_some::<L>(from, to));
+                });
+            } else {
+                of_quant!(format, |F, N| int8::row_products::<L, F, N>(&mut job));
+            }
         }
     }
 }

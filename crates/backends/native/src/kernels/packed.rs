@@ -266,8 +266,8 @@ impl Packed<84> for Q2K {
         let (d, dmin) = unsafe { pair::<L>(from, 80) };
         let both: &[u8; SUBS] = part(from, 0);
         to.scale = [d; BLOCKS];
-        for sub in 0..SUBS {
-            to.factor[sub] = i16::from(both[sub] & 15);
+        for (to, both) in to.factor.iter_mut().zip(both) {
+            *to = i16::from(both & 15);
         }
         for block in 0..BLOCKS {
             to.minimum[0][block] = -(dmin * f32::from(both[2 * block] >> 4));
@@ -375,9 +375,8 @@ impl Packed<210> for Q6K {
     unsafe fn unpack<L: Int8>(from: &[u8; 210], to: &mut Chunk) {
         // SAFETY: handed on to the caller.
         to.scale = [unsafe { single::<L>(from, 208) }; BLOCKS];
-        let factors: &[u8; SUBS] = part(from, 192);
-        for sub in 0..SUBS {
-            to.factor[sub] = i16::from(factors[sub].cast_signed());
+        for (to, factor) in to.factor.iter_mut().zip(part::<SUBS>(from, 192)) {
+            *to = i16::from(factor.cast_signed());
         }
         // SAFETY: handed on to the caller.
         unsafe {

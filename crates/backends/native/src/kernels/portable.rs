@@ -42,7 +42,7 @@ impl Int8 for Portable {
     unsafe fn nibbles(from: &[u8; 16]) -> Self::Bytes {
         let words = from.as_chunks::<8>().0;
         let (a, b) = (u64::from_le_bytes(words[0]), u64::from_le_bytes(words[1]));
-        [a, b, a >> 4, b >> 4].map(|word| word & 15 * EACH)
+        [a, b, a >> 4, b >> 4].map(|word| word & (15 * EACH))
     }
 
     #[inline(always)]
@@ -72,7 +72,7 @@ impl Int8 for Portable {
         const FILL: u64 = 128 * EACH - ONE;
         bits.to_le_bytes().map(|byte| {
             let one = (u64::from(byte) * EACH) & ONE;
-            (one + FILL & (128 * EACH)) >> 3
+            ((one + FILL) & (128 * EACH)) >> 3
         })
     }
 
@@ -140,7 +140,7 @@ impl Int8 for Portable {
 
     /// There are no vectors for tiles here.
     #[inline(always)]
-    unsafe fn tiled(_job: Product<'_, '_>, _shape: Shape, _bytes: usize, _unpack: impl Fn(&[u8], &mut Chunk)) {}
+    unsafe fn tiled(_job: &mut Product<'_, '_>, _shape: Shape, _bytes: usize, _unpack: impl Fn(&[u8], &mut Chunk)) {}
 }
 
 /// `Σ w·x`, with 16-bit factors, for which processors have one instruction.

@@ -67,7 +67,7 @@ struct Tiles<L: Tile> {
 /// The format is known at run time only: the work per chunk is long enough for a jump.
 #[inline(always)]
 pub(super) unsafe fn tile_products<L: Tile>(
-    job: Product<'_, '_>,
+    job: &mut Product<'_, '_>,
     shape: Shape,
     bytes: usize,
     unpack: impl Fn(&[u8], &mut Chunk),
@@ -240,10 +240,9 @@ unsafe fn tile_sums<
                     sum[t] = L::fma_floats(scale, L::to_floats(ints[t]), sum[t]);
                 }
                 if MINIMA > 0 {
-                    let minima = tiles.minima[first + c];
-                    for half in 0..MINIMA {
-                        for t in 0..T {
-                            sum[t] = L::fma_floats(minima[half], L::floats(x.total[half][FIRST + t]), sum[t]);
+                    for (minimum, total) in tiles.minima[first + c].iter().zip(&x.total).take(MINIMA) {
+                        for (sum, total) in sum.iter_mut().zip(&total[FIRST..]) {
+                            *sum = L::fma_floats(*minimum, L::floats(*total), *sum);
                         }
                     }
                 }

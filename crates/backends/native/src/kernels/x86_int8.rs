@@ -99,7 +99,7 @@ macro_rules! eights {
         }
 
         #[inline(always)]
-        unsafe fn tiled(job: Product<'_, '_>, shape: Shape, bytes: usize, unpack: impl Fn(&[u8], &mut Chunk)) {
+        unsafe fn tiled(job: &mut Product<'_, '_>, shape: Shape, bytes: usize, unpack: impl Fn(&[u8], &mut Chunk)) {
             // SAFETY: handed on to the caller.
             unsafe { tile_products::<Self>(job, shape, bytes, unpack) }
         }
