@@ -286,6 +286,136 @@ fn templates_broken_on_purpose() {
     }
 }
 
+/// A list that stands in itself many times over is small, and endless for whoever looks through it. So is a namespace that
+/// holds itself.
+#[test]
+fn small_values_that_are_endless() {
+    let doubled = |step: &str| {
+        format!(
+            "{{% set ns = namespace(x=[1], y=[1]) %}}{{% for a in range(60) %}}{{% set ns.x = {step} %}}{{% endfor %}}\
+             {{% for a in range(60) %}}{{% set ns.y = {step} %}}{{% endfor %}}"
+        )
+    };
+    let mut sources = Vec::new();
+    let steps = [
+        "ns.x + ns.x",
+        "[ns.x, ns.x]",
+        "(ns.x, ns.x)",
+        "{'a': ns.x, 'b': ns.x}",
+        "dict(a=ns.x, b=ns.x)",
+        "ns.x * 2",
+        "ns.x | chain(ns.x)",
+        "[ns.x] | zip([ns.x]) | list",
+        "[1] | batch(3, ns.x) | list",
+        "[1, 2] | slice(3, ns.x) | list",
+        "[ns.nope, ns.nope] | map('default', ns.x) | list",
+        "{'a': ns.x, 'b': ns.x}.items() | list",
+    ];
+    for step in steps {
+        sources.push(doubled(step));
+        for end in [
+            "ns.x",
+            "'a' ~ ns.x",
+            "ns.x ~ 'a'",
+            "ns.x in 'abc'",
+            "ns.x in [ns.y]",
+            "ns.x == ns.y",
+            "ns.x != ns.y",
+            "ns.x < ns.y",
+            "ns.x is eq(ns.y)",
+            "ns.x is in([ns.y])",
+            "ns.x | upper",
+            "ns.x | replace('a', 'b')",
+            "ns.x | pprint",
+            "'%s' | format(ns.x)",
+            "'{}'.format(ns.x)",
+            "[ns.y, ns.x] | unique | list | length",
+            "[ns.y, ns.x] | sort | length",
+            "[ns.y, ns.x] | min",
+            "{ns.x: 1} | length",
+            "[{'a': ns.x}] | selectattr('a', 'equalto', ns.y) | list",
+            "[{'a': ns.x}, {'a': ns.y}] | groupby('a') | list",
+            "ns.x | tojson(sort_keys=true)",
+            "ns.x[99]",
+            "ns.x | first",
+            "ns.x | last",
+            "ns.x | sum(start=[])",
+            "ns.x[::-1]",
+            "[ns.x].count(ns.y)",
+            "{'a': 1}.get(ns.x)",
+            "raise_exception(ns.x)",
+            "debug()",
+        ] {
+            sources.push(format!("{}{{{{ {end} }}}}", doubled(step)));
+        }
+    }
+    let cycle = "{% set ns = namespace(x=1) %}{% set ns.x = ns %}{% set n2 = namespace(x=1) %}{% set n2.x = n2 %}";
+    for end in [
+        "ns",
+        "'a' ~ ns",
+        "ns == n2",
+        "ns != n2",
+        "ns < n2",
+        "1 < ns < n2",
+        "ns in 'a'",
+        "ns in [n2]",
+        "[ns]",
+        "{'a': ns}",
+        "dict(a=ns)",
+        "(ns,)",
+        "ns | tojson",
+        "ns | upper",
+        "ns | list",
+        "ns | pprint",
+        "ns.items() | list",
+        "ns.values()",
+        "ns is eq(n2)",
+        "ns is sameas(n2)",
+        "[1] | map('default', ns) | list",
+        "[1] | select('eq', ns) | list",
+        "'%s' | format(ns)",
+        "'{}'.format(ns)",
+        "raise_exception(ns)",
+        "ns + n2",
+        "ns * 2",
+        "{ns: 1}",
+        "[1].count(ns)",
+    ] {
+        sources.push(format!("{cycle}{{{{ {end} }}}}"));
+    }
+    for source in sources {
+        let begin = Instant::now();
+        let end: String = source.chars().skip(source.chars().count().saturating_sub(140)).collect();
+        let limits = TemplateLimits { fuel: 10_000, ..TemplateLimits::default() };
+        // Some of them end soon after all: what is not looked through costs nothing.
+        match ChatTemplate::with_limits(&source, limits).and_then(|template| template.render(&chat())) {
+            Ok(text) => assert!(text.len() < 1000, "{end}"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidTemplate, "{end}: {error}"),
+        }
+        assert!(begin.elapsed() < Duration::from_secs(10), "{end} took {:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn honest_lists_and_namespaces_work() {
+    for (source, wanted) in [
+        (
+            "{% set ns = namespace(x=[]) %}{% for m in messages %}{% set ns.x = ns.x + [m.role] %}{% endfor %}{{ ns.x | length == messages | length }}",
+            "True",
+        ),
+        ("{{ [1, 2] + [3] }}{{ (1, 2) + (3,) }}{{ 'a' + 'b' }}{{ 1 + 2.5 }}", "[1, 2, 3](1, 2, 3)ab3.5"),
+        ("{{ [1] * 3 }}{{ 'ab' * 2 }}{{ 3 * 4 }}", "[1, 1, 1]abab12"),
+        ("{{ 'a' ~ 1 ~ 2.0 ~ none ~ true ~ [1, 'x'] ~ nothing }}", "a12.0NoneTrue[1, 'x']"),
+        ("{{ {'b': 1, 'a': [2]} | tojson }}{{ dict(x=1).x }}", "{\"b\": 1, \"a\": [2]}1"),
+        ("{{ 1 < 2 <= 2 }}{{ 'a' in 'abc' }}{{ 1 not in [2] }}{{ nothing in [] }}", "TrueTrueTrueFalse"),
+        ("{% set ns = namespace(a=1, n=namespace(b=2)) %}{{ ns.a + ns.n.b }}{{ ns is mapping }}", "3True"),
+        ("{% macro m(n) %}{{ n.a }}{% endmacro %}{% set ns = namespace(a=1) %}{{ m(ns) }}", "1"),
+    ] {
+        let text = ChatTemplate::new(source).and_then(|template| template.render(&chat())).unwrap();
+        assert_eq!(text, wanted, "{source}");
+    }
+}
+
 #[test]
 fn deeply_nested_values_overflow_nothing() {
     // A chain as long as the fuel lasts, then printed, serialized or just dropped. The largest fuel there is.

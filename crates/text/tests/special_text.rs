@@ -70,7 +70,8 @@ fn nobody_speaks_for_another() {
         let text = renderer.tokenizer().decode(&prompt.tokens, SpecialText::Show);
         let parsing = as_before(renderer);
         assert_eq!(text, renderer.template().render(&prepared(&parsing, &conversation(&said(attack)))).unwrap());
-        assert!(special(&parsing, &parsing.render(&conversation(&said(attack))).unwrap().tokens).len() > 40);
+        let parsed = parsing.render(&conversation(&said(attack))).unwrap();
+        assert!(special(&parsing, &parsed.tokens).len() > special(renderer, &prompt.tokens).len() + 10);
         // A plain turn has the tokens that its text has when nothing in it is special.
         let words = renderer.tokenizer().encode(&format!("user\n{attack}"), SpecialTokens::Plain).unwrap();
         assert!(prompt.tokens.windows(words.len()).any(|window| window == words));

@@ -161,7 +161,8 @@ fn what_the_front_end_refuses_is_refused_at_once() {
     let refused = |messages: &[ChatMessage]| rig.backend.generate(chat(messages)).unwrap_err().kind();
     let file = ImageInput::Encoded(Arc::from(&b"no picture"[..]));
     assert_eq!(refused(&[ChatMessage::new(Role::User, vec![ContentPart::Image(file)])]), ErrorKind::Unsupported);
-    assert_eq!(refused(&[ChatMessage::text(Role::User, "<|image_pad|>")]), ErrorKind::InvalidRequest);
+    // The image token that somebody writes is text, and no image is missing for it.
+    assert!(rig.backend.generate(chat(&[ChatMessage::text(Role::User, "<|image_pad|>")])).is_ok());
     assert_eq!(refused(&[ChatMessage::text(Role::User, "a".repeat(3000))]), ErrorKind::InvalidRequest);
     assert_eq!(rig.backend.detokenize(&[9999]).unwrap_err().kind(), ErrorKind::InvalidRequest);
     let ids = rig.backend.tokenize("<|im_end|>", SpecialTokens::Parse).unwrap();

@@ -1,12 +1,15 @@
 //! Chat templates: Jinja programs from model files, rendered as transformers renders them, within limits.
 
+mod guarded;
 mod input;
 mod python;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use consort_core::{Error, ErrorKind, Result};
+use minijinja::machinery::{self, CodeGenerator, Instructions};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, State};
@@ -50,9 +53,9 @@ impl Default for TemplateLimits {
 /// What transformers gives to templates is there: the methods of Python's strings and dicts, `tojson` that writes what
 /// Python's `json.dumps(..., ensure_ascii=False)` writes, `raise_exception`, `strftime_now`, `namespace`, `break` and
 /// `continue`; `trim_blocks` and `lstrip_blocks` are on, HTML escaping is off. Nothing else is: no files, no includes,
-/// no network. Work, memory, output and nesting are bounded ([`TemplateLimits`]), with one known gap: minijinja does not
-/// charge fuel for what the operators `+` and `~` do with *lists*, so a template that is malicious (not merely broken) can
-/// double a list's length with each addition and exhaust the memory.
+/// no network. Work, memory, output and nesting are bounded ([`TemplateLimits`]); that holds for lists that stand in
+/// themselves many times over, and for namespaces that hold themselves, too: operators and filters pay for every item that
+/// they could meet.
 ///
 /// ```
 /// use consort_text::{ChatTemplate, ChatTemplateInput};
@@ -66,6 +69,7 @@ impl Default for TemplateLimits {
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
+    source: Arc<str>,
     limits: TemplateLimits,
 }
 
@@ -96,10 +100,7 @@ impl ChatTemplate {
                 .with_context("limit", limits.source_bytes.to_string()));
         }
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|source| {
-            Error::new(ErrorKind::Unexpected, "the syntax settings are refused").with_source(source)
-        })?;
-        environment.set_syntax(syntax);
+        environment.set_syntax(syntax()?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_recursion_limit(limits.recursion);
         environment.set_unknown_method_callback(python::method);
@@ -109,8 +110,10 @@ impl ChatTemplate {
         environment.add_filter("string", python::string_filter);
         environment.add_test("sequence", python::is_sequence);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| template_error(&error))?;
-        Ok(Self { environment: Arc::new(environment), limits })
+        environment.remove_global("debug");
+        guarded::add_functions(&mut environment);
+        compile(source)?;
+        Ok(Self { environment: Arc::new(environment), source: source.into(), limits })
     }
 
     /// Renders a conversation.
@@ -149,40 +152,44 @@ impl ChatTemplate {
         };
         let mut environment = (*self.environment).clone();
         environment.set_fuel(Some(fuel));
-        let template = environment.get_template(NAME).map_err(|error| template_error(&error))?;
-        let mut output = Bounded { bytes: Vec::new(), limit: self.limits.output_bytes, exceeded: false };
-        let result = template.render_captured_to(context, &mut output).map(drop);
-        if output.exceeded {
+        // A program borrows its source, and takes a fraction of a rendering's time to compile.
+        let instructions = compile(&self.source)?;
+        let mut output = String::new();
+        machinery::eval(
+            &environment,
+            &instructions,
+            context,
+            &BTreeMap::new(),
+            &mut machinery::make_string_output(&mut output),
+            AutoEscape::None,
+        )
+        .map_err(|error| template_error(&error))?;
+        // What was written was paid for, so it is not much longer than this.
+        if output.len() > self.limits.output_bytes {
             return Err(Error::new(ErrorKind::InvalidTemplate, "the rendering is too long")
                 .with_operation("text::template")
                 .with_context("limit", self.limits.output_bytes.to_string()));
         }
-        result.map_err(|error| template_error(&error))?;
-        String::from_utf8(output.bytes)
-            .map_err(|source| Error::new(ErrorKind::Unexpected, "the rendering is no UTF-8").with_source(source))
+        Ok(output)
     }
 }
 
-/// Collects a rendering up to a limit.
-struct Bounded {
-    bytes: Vec<u8>,
-    limit: usize,
-    exceeded: bool,
+fn syntax() -> Result<SyntaxConfig> {
+    SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .map_err(|source| Error::new(ErrorKind::Unexpected, "the syntax settings are refused").with_source(source))
 }
 
-impl std::io::Write for Bounded {
-    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
-        if buffer.len() > self.limit.saturating_sub(self.bytes.len()) {
-            self.exceeded = true;
-            return Err(std::io::Error::other("the rendering is too long"));
-        }
-        self.bytes.extend_from_slice(buffer);
-        Ok(buffer.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+/// Compiles a template into a program whose operators are bounded.
+fn compile(source: &str) -> Result<Instructions<'_>> {
+    let tree = machinery::parse(source, NAME, syntax()?).map_err(|error| template_error(&error))?;
+    let mut generator = CodeGenerator::new(NAME, source);
+    generator.compile_stmt(&tree);
+    let (mut instructions, _) = generator.finish();
+    guarded::rewrite(&mut instructions).map_err(|error| template_error(&error))?;
+    Ok(instructions)
 }
 
 /// What a template raised, so that it can be told from the engine's own errors.

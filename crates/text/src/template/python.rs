@@ -6,6 +6,8 @@ use std::time::SystemTime;
 use minijinja::value::{Kwargs, StringInput, Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, Output, State};
 
+use super::guarded;
+
 /// How deep values may be nested where we walk them.
 pub(super) const MAX_DEPTH: usize = 128;
 
@@ -17,7 +19,7 @@ fn failed(message: impl Into<String>) -> Error {
 }
 
 /// Pays for looking at or copying `bytes` of text: one unit of fuel is 64 bytes.
-fn charge(state: &State, bytes: usize) -> Result<(), Error> {
+pub(super) fn charge(state: &State, bytes: usize) -> Result<(), Error> {
     state.consume_fuel(bytes as u64 / 64 + 1)
 }
 
@@ -370,7 +372,10 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
             _ => {}
         }
     }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+    std::iter::once(value).chain(args).try_for_each(|value| guarded::measure(state, value))?;
+    let result = minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)?;
+    guarded::measure(state, &result)?;
+    Ok(result)
 }
 
 /// Widths and precisions in a format string make text out of nothing, before anybody can pay for it.
