@@ -95,7 +95,7 @@ impl<E: Engine> Worker<E> {
             (Work::Embed(embed), Closing::Finished(_)) => embed.answer.answer(Ok(embed.sum)),
             (Work::Embed(embed), Closing::Failed(error) | Closing::Late(_, error)) => embed.answer.answer(Err(error)),
             (Work::Keep, Closing::Failed(error) | Closing::Late(_, error)) => {
-                tracing::debug!(%error, "a finished turn was not kept")
+                tracing::debug!(%error, "a finished turn was not kept");
             }
             (_, Closing::Cancelled) | (Work::Keep, Closing::Finished(_)) => {}
         }
