@@ -58,7 +58,7 @@ fn there_is_a_page_for_every_command() {
     for entry in std::fs::read_dir(&pages).unwrap() {
         let path = entry.unwrap().path();
         // groff names what it does not understand, and formats on.
-        if let Some(formatted) = tool("groff", &["-man", "-Tutf8", "-ww", path.to_str().unwrap()]) {
+        if let Some(formatted) = tool("groff", &["-man", "-Kutf8", "-Tutf8", "-ww", path.to_str().unwrap()]) {
             assert!(
                 formatted.status.success() && formatted.stderr.is_empty(),
                 "{}: {}",

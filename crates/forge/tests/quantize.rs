@@ -87,16 +87,16 @@ fn allowed(kind: TensorType) -> f64 {
 /// The type that a row of this length can have, written down once more.
 fn fallback(wanted: TensorType, row: u64) -> TensorType {
     match wanted.block_len() {
-        256 if row % 256 != 0 => {
+        256 if !row.is_multiple_of(256) => {
             let small = match wanted {
                 TensorType::Q6K => TensorType::Q8_0,
                 TensorType::Q5K => TensorType::Q5_1,
                 TensorType::Q4K => TensorType::Q5_0,
                 _ => TensorType::IQ4NL,
             };
-            if row % 32 == 0 { small } else { TensorType::F16 }
+            if row.is_multiple_of(32) { small } else { TensorType::F16 }
         }
-        32 if row % 32 != 0 => TensorType::F16,
+        32 if !row.is_multiple_of(32) => TensorType::F16,
         _ => wanted,
     }
 }

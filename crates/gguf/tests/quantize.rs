@@ -275,7 +275,8 @@ proptest! {
             let mut back = vec![f32::NAN; 256];
             dequantize(kind, &bytes, &mut back).unwrap();
             let largest = values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-            prop_assert!(back.iter().all(|y| y.abs() <= 1.5 * largest + 1e-6), "{kind}");
+            // The least f16 above zero is 6e-8: a scale is off by up to half of it, 128 times over.
+            prop_assert!(back.iter().all(|y| y.abs() <= 1.5 * largest + 4e-6), "{kind}");
         }
     }
 }

@@ -18,6 +18,7 @@ impl Rig {
         Self::with(setup, config, FrontEnd::default())
     }
 
+    #[allow(clippy::needless_pass_by_value)] // As `Scheduled::spawn` takes it.
     pub fn with(setup: Setup, config: SchedulerConfig, front_end: FrontEnd) -> Self {
         let control = Arc::new(Control::default());
         let inner = Arc::clone(&control);
