@@ -93,7 +93,9 @@ impl<E: Engine> Worker<E> {
         self.shelf.insert(key.clone(), files, contents.digest, info.bytes, residency);
         let status = AdapterStatus { info: info.clone(), residency, resident: true, digest: Some(contents.digest) };
         let before = self.registry().insert(id.to_owned(), status);
-        self.retiring.extend(before.map(|before| before.info.key));
+        if let Some(before) = before {
+            self.retire(before.info.key);
+        }
         if !stays {
             self.page_out(&key);
         }
@@ -136,8 +138,16 @@ impl<E: Engine> Worker<E> {
     fn unload_adapter(&mut self, id: &str) -> Result<()> {
         self.require_hot_swap()?;
         let before = self.registry().remove(id).ok_or_else(|| Self::missing(id))?;
-        self.retiring.push(before.info.key);
+        self.retire(before.info.key);
         Ok(())
+    }
+
+    /// No new request can name it. A pin belongs to the name, so a generation that only runs out is pinned no more.
+    fn retire(&mut self, key: AdapterKey) {
+        if let Some(volume) = self.shelf.get_mut(&key) {
+            volume.residency = Residency::default();
+        }
+        self.retiring.push(key);
     }
 
     fn reside(&mut self, id: &str, residency: Residency, answer: Answerer<()>) {
