@@ -95,17 +95,16 @@ fn far_away(fixture: &BackendFixture) -> Outcome {
 fn priority_order(fixture: &BackendFixture) -> Outcome {
     let client = Client::with(fixture, one_slot())?;
     let with = |priority, seed| -> Outcome<GenerateRequest> {
-        // Each takes its time, so that the moment in which only one of them waits is not missed.
+        // Each takes its time, so that the moment in which only one of them waits is not missed; and says no more than a
+        // buffer holds, as one whose reader is behind gives way to anybody.
         let prompt = text(&fixture.engine.prompt(200, seed));
-        Ok(GenerateRequest { priority, prefix_reuse: PrefixReuse::Bypass, ..request(prompt, 40) })
+        Ok(GenerateRequest { priority, prefix_reuse: PrefixReuse::Bypass, ..request(prompt, 10) })
     };
     let stream = client.start(GenerateRequest { priority: Priority::Realtime, ..long(&client)? })?;
     let mut voice = stream.blocking();
     ensure!(voice.next().is_some_and(|event| event.is_ok()), "the voice does not start");
     let low = client.start(with(Priority::Batch, 907)?)?;
     let high = client.start(with(Priority::Realtime, 908)?)?;
-    // Somebody listens to it: whose reader is behind gives way to anybody.
-    let heard = std::thread::spawn(move || collect(high));
     drop(voice);
     let (begun, mut since) = (Instant::now(), None);
     loop {
@@ -121,7 +120,7 @@ fn priority_order(fixture: &BackendFixture) -> Outcome {
         }
         ensure!(begun.elapsed() < Duration::from_secs(60), "after a minute somebody still waits: {metrics:?}");
     }
-    heard.join().map_err(|_| "the reader panicked")??;
+    collect(high)?;
     collect(low)?;
     Ok(())
 }
