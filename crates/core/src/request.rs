@@ -43,7 +43,8 @@ pub enum Priority {
 /// When a reply is of no use any more, counted from the request's arrival.
 ///
 /// A deadline that passes, in the queue or in the middle of the reply, ends the stream with
-/// [`ErrorKind::DeadlineExceeded`] and frees the slot within one step. What was generated before has been delivered.
+/// [`DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) and frees the slot within one step. What was generated before has
+/// been delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 pub struct Deadlines {
     /// The first token comes within this time. `None`: whenever it comes.
