@@ -44,6 +44,21 @@ fn main() {
         write("template", &format!("expressions-{index}"), &join(&[b"", source.join("\n").as_bytes()]));
     }
 
+    for (name, kind, grammar) in [
+        ("regex", 0, r"(?i:a|b)[^c-e]{2,4}\p{L}*\d+"),
+        ("lark", 1, "start: item+ end?\nitem: WORD \" \" | \"(\" start \")\"\nWORD: /[a-z]+/\nend: \".\"\n"),
+        ("choice", 2, "yes|yellow|no"),
+        (
+            "schema",
+            3,
+            r##"{"type":"object","properties":{"a":{"type":"integer","minimum":3},"b":{"type":"array",
+            "items":{"$ref":"#/$defs/c"},"maxItems":3}},"required":["a"],"additionalProperties":false,
+            "$defs":{"c":{"anyOf":[{"type":"string","pattern":"^x+$"},{"enum":[null,true,1.5]}]}}}"##,
+        ),
+    ] {
+        write("grammar", name, &join(&[&[kind, 0, 7, 255, 31, 2, 90, 11, 64, 3, 0, 0], grammar.as_bytes()]));
+    }
+
     for name in [
         "rgb.png",
         "palette_alpha.png",

@@ -16,6 +16,7 @@
 
 mod adapter;
 mod gguf;
+mod grammar;
 mod image;
 mod reply;
 mod template;
@@ -23,6 +24,7 @@ mod tokenizer;
 
 pub use adapter::adapter;
 pub use gguf::gguf;
+pub use grammar::grammar;
 pub use image::image;
 pub use reply::reply;
 pub use template::template;
@@ -32,9 +34,10 @@ pub use tokenizer::tokenizer;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets, under the names of their folders in `fuzz/corpus/`.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("adapter", adapter),
     ("gguf", gguf),
+    ("grammar", grammar),
     ("image", image),
     ("reply", reply),
     ("template", template),

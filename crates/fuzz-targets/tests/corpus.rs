@@ -66,6 +66,19 @@ fn seeds_are_accepted() {
         let bytes = std::fs::read(&path).unwrap();
         consort_vision::RgbImage::decode(&bytes, &consort_vision::ImageLimits::default()).unwrap();
     }
+    let tokenizer = consort_text::Tokenizer::from_json(&consort_text::doc_tokenizer_json(), None).unwrap();
+    let vocabulary = consort_grammar::Vocabulary::new(&tokenizer, 300, tokenizer.end_tokens()).unwrap();
+    let compiler = consort_grammar::Compiler::new(vocabulary, consort_grammar::GrammarLimits::default());
+    for (name, structure) in
+        [("regex", consort_core::Structure::Regex as fn(String) -> _), ("lark", consort_core::Structure::Lark)]
+    {
+        let data = seed(&format!("grammar/{name}"));
+        let [_, grammar] = parts(&data);
+        compiler.compile(&structure(String::from_utf8(grammar.to_vec()).unwrap())).unwrap();
+    }
+    let data = seed("grammar/schema");
+    let [_, schema] = parts(&data);
+    compiler.compile(&consort_core::Structure::json_schema(serde_json::from_slice(schema).unwrap())).unwrap();
     for name in ["etude", "own"] {
         let data = seed(&format!("template/{name}"));
         let [_, source] = parts(&data);
