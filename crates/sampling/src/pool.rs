@@ -44,35 +44,6 @@ impl<'a> Pool<'a> {
         Self { row, buffers, top, floor: f32::MIN, listed: false }
     }
 
-    /// Calls `visit` with blocks of logits and of the ids' beginning: in a listed pool the index in the list. What is not in
-    /// the pool has −∞.
-    #[inline(always)]
-    fn blocks(&self, mut visit: impl FnMut(&[f32], usize)) {
-        let (list, all) = (&self.buffers.list, self.row);
-        let count = if self.listed { list.len() } else { all.len() };
-        row::wide(|| {
-            let mut buffer = [f32::NEG_INFINITY; BLOCK];
-            for start in (0..count).step_by(BLOCK) {
-                let end = (start + BLOCK).min(count);
-                let mut found = self.listed;
-                if self.listed {
-                    for (logit, candidate) in buffer.iter_mut().zip(&list[start..end]) {
-                        *logit = candidate.1;
-                    }
-                } else {
-                    for (logit, &value) in buffer.iter_mut().zip(&all[start..end]) {
-                        found |= value >= self.floor;
-                        *logit = if value >= self.floor { value } else { f32::NEG_INFINITY };
-                    }
-                }
-                // Most of a row that a grammar masks.
-                if found {
-                    visit(&buffer[..end - start], start);
-                }
-            }
-        });
-    }
-
     /// Keeps who satisfies `keep`, on a list.
     fn retain(&mut self, keep: impl Fn(&Candidate) -> bool) {
         if self.listed {
@@ -151,7 +122,11 @@ impl<'a> Pool<'a> {
         // With q the probability: −ln q = ln Σ − d, and the entropy is its mean.
         let expected = (-moment / mass) as f32;
         let top = self.top;
-        self.keep_nearest(f64::from(p) * mass, move |logit| (top - logit - expected).abs());
+        let distance = move |logit: f32| (top - logit - expected).abs();
+        if let Some(worst) = self.farthest_needed(f64::from(p) * mass, distance) {
+            let order = nearest_first(distance);
+            self.retain(|candidate| order(candidate, &worst) != Ordering::Greater);
+        }
         self.find_top();
     }
 
@@ -177,7 +152,15 @@ impl<'a> Pool<'a> {
                 return;
             }
         }
-        self.keep_nearest(target, move |logit| top - logit);
+        if let Some(worst) = self.farthest_needed(target, move |logit| top - logit) {
+            // A long list costs more than what it would save.
+            let after = self.row.get(worst.0 as usize + 1..).unwrap_or_default();
+            if self.listed || row::holds(after, worst.1) {
+                self.retain(|candidate| best_first(candidate, &worst) != Ordering::Greater);
+            } else {
+                self.raise_floor(worst.1);
+            }
+        }
     }
 
     pub(crate) fn min_p(&mut self, share: f32) {
@@ -218,10 +201,7 @@ impl<'a> Pool<'a> {
 
     /// The temperature that follows the entropy of who is left.
     pub(crate) fn dynamic_temperature(&self, low: f32, high: f32, exponent: f32) -> f32 {
-        let mut count = 0usize;
-        self.blocks(|logits, _| {
-            count += logits.iter().map(|&logit| usize::from(logit > f32::NEG_INFINITY)).sum::<usize>();
-        });
+        let count = if self.listed { self.buffers.list.len() } else { row::count(self.row, self.floor) };
         if count < 2 {
             return low;
         }
@@ -230,29 +210,24 @@ impl<'a> Pool<'a> {
         low + (high - low) * entropy.min(1.0).powf(f64::from(exponent)) as f32
     }
 
-    /// Keeps the smallest set, nearest first by `key ≥ 0`, whose mass reaches `target`.
+    /// The last one of the smallest set, nearest first by `key ≥ 0`, whose mass reaches `target`.
     ///
     /// Nothing is sorted: a histogram of the mass finds the bucket in which the border lies, and in that the border is found
     /// as a median is, by halving.
-    fn keep_nearest(&mut self, target: f64, key: impl Fn(f32) -> f32 + Copy) {
+    fn farthest_needed(&mut self, target: f64, key: impl Fn(f32) -> f32 + Copy) -> Option<Candidate> {
         let mut histogram = std::mem::take(&mut self.buffers.histogram);
         histogram.clear();
         histogram.resize(BUCKETS, 0.0);
         let top = self.top;
-        let (mut weights, mut buckets) = ([0.0f32; BLOCK], [0u32; BLOCK]);
-        self.blocks(|logits, _| {
-            for ((weight, bucket), &logit) in weights.iter_mut().zip(&mut buckets).zip(logits) {
-                *weight = exp(logit - top);
-                *bucket = bucket_of(key(logit));
-            }
-            for (&weight, &bucket) in weights.iter().zip(&buckets).take(logits.len()) {
-                if weight > 0.0
-                    && let Some(mass) = histogram.get_mut(bucket as usize)
-                {
-                    *mass += f64::from(weight);
+        if self.listed {
+            for &(_, logit) in &self.buffers.list {
+                if let Some(mass) = histogram.get_mut(bucket_of(key(logit)) as usize) {
+                    *mass += f64::from(exp(logit - top));
                 }
             }
-        });
+        } else {
+            row::weigh(self.row, self.floor, top, |logit| bucket_of(key(logit)), &mut histogram);
+        }
         let (mut before, mut border) = (0.0, BUCKETS as u32 - 1);
         for (bucket, mass) in histogram.iter().enumerate() {
             if before + mass >= target {
@@ -271,7 +246,7 @@ impl<'a> Pool<'a> {
         if self.listed {
             self.buffers.list.iter().copied().for_each(&mut take);
         } else {
-            row::at_least(self.row, self.floor, &mut take);
+            row::members(self.row, self.floor, |logit| bucket_of(key(logit)) == border, &mut take);
         }
         let order = nearest_first(key);
         let (mut low, mut high) = (0, members.len());
@@ -288,11 +263,10 @@ impl<'a> Pool<'a> {
             }
         }
         // With no member the mass was not reached, by rounding: everybody stays.
-        if let Some(&worst) = members.get(low) {
-            self.retain(|candidate| order(candidate, &worst) != Ordering::Greater);
-        }
+        let farthest = members.get(low).copied();
         self.buffers.spare = members;
         self.buffers.histogram = histogram;
+        farthest
     }
 
     /// The best one that is left.

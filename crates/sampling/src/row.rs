@@ -113,6 +113,11 @@ pub(crate) fn place_of(row: &[f32], value: f32) -> TokenId {
     (start + rest.iter().position(|&logit| logit == value).unwrap_or(0)) as TokenId
 }
 
+/// Whether a value is in the row.
+pub(crate) fn holds(row: &[f32], value: f32) -> bool {
+    wide(|| row.chunks(BLOCK).any(|chunk| chunk.iter().fold(false, |found, &logit| found | (logit == value))))
+}
+
 /// Calls `visit` for every token whose logit is at least `floor`, in ascending order.
 pub(crate) fn at_least(row: &[f32], floor: f32, mut visit: impl FnMut(Candidate)) {
     // −∞ is forbidden, whatever the floor.
@@ -264,6 +269,81 @@ pub(crate) fn block_sums(row: &[f32], floor: f32, top: f32, scale: f32, sums: &m
     pulp::Arch::new().dispatch(Pass { row, floor, top, scale, sums });
 }
 
+/// Adds e^(logit − top) of every token whose logit is at least `floor` to the place of `sums` that `place` gives.
+pub(crate) fn weigh(row: &[f32], floor: f32, top: f32, place: impl Fn(f32) -> u32, sums: &mut [f64]) {
+    struct Pass<'a, F> {
+        row: &'a [f32],
+        floor: f32,
+        top: f32,
+        place: F,
+        sums: &'a mut [f64],
+    }
+    impl<F: Fn(f32) -> u32> pulp::WithSimd for Pass<'_, F> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) {
+            let Self { row, floor, top, place, sums } = self;
+            let (mut weights, mut places) = ([0.0f32; BLOCK], [0u32; BLOCK]);
+            for block in row.chunks(BLOCK) {
+                for ((weight, place_of), &logit) in weights.iter_mut().zip(&mut places).zip(block) {
+                    *weight = if logit >= floor { exp(logit - top) } else { 0.0 };
+                    *place_of = place(logit);
+                }
+                for (&weight, &place) in weights.iter().zip(&places).take(block.len()) {
+                    if weight > 0.0
+                        && let Some(sum) = sums.get_mut(place as usize)
+                    {
+                        *sum += f64::from(weight);
+                    }
+                }
+            }
+        }
+    }
+    pulp::Arch::new().dispatch(Pass { row, floor, top, place, sums });
+}
+
+/// Calls `visit` for every token whose logit is at least `floor` and `is_member`, in ascending order: for few of many.
+pub(crate) fn members(row: &[f32], floor: f32, is_member: impl Fn(f32) -> bool, visit: impl FnMut(Candidate)) {
+    struct Pass<'a, F, V> {
+        row: &'a [f32],
+        floor: f32,
+        is_member: F,
+        visit: V,
+    }
+    impl<F: Fn(f32) -> bool, V: FnMut(Candidate)> pulp::WithSimd for Pass<'_, F, V> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) {
+            let Self { row, floor, is_member, mut visit } = self;
+            for (index, chunk) in row.chunks(2 * LANES).enumerate() {
+                let found = chunk.iter().fold(0u32, |found, &logit| found | u32::from(is_member(logit)));
+                if found == 0 {
+                    continue;
+                }
+                for (offset, &logit) in chunk.iter().enumerate() {
+                    if logit >= floor && is_member(logit) {
+                        visit(((index * 2 * LANES + offset) as TokenId, logit));
+                    }
+                }
+            }
+        }
+    }
+    // −∞ is forbidden, whatever the floor.
+    pulp::Arch::new().dispatch(Pass { row, floor: floor.max(f32::MIN), is_member, visit });
+}
+
+/// How many logits are at least `floor`.
+pub(crate) fn count(row: &[f32], floor: f32) -> usize {
+    wide_pass!(count_of(row, floor) -> usize)
+}
+
+#[inline(always)]
+fn count_of(row: &[f32], floor: f32) -> usize {
+    row.chunks(BLOCK).map(|block| block.iter().map(|&logit| u32::from(logit >= floor)).sum::<u32>() as usize).sum()
+}
+
 /// How many logits are above −∞, and their standard deviation (divided by their number).
 pub(crate) fn spread(row: &[f32], top: f32) -> (usize, f64) {
     wide_pass!(spread_of(row, top) -> (usize, f64))
@@ -356,12 +436,25 @@ mod tests {
             prop_assert!((mass(&values, top, f32::MIN) - moments(&values, top, f32::MIN).0).abs() < 1e-4);
             let mean: f64 = values.iter().map(|&v| far(v)).sum::<f64>() / values.len() as f64;
             let deviation = (values.iter().map(|&v| (far(v) - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
-            let (count, got) = spread(&values, top);
-            prop_assert_eq!(count, values.len());
+            let (finite, got) = spread(&values, top);
+            prop_assert_eq!(finite, values.len());
             prop_assert!((got - deviation).abs() < 1e-3, "{got} {deviation}");
             let mut listed = Vec::new();
             at_least(&values, floor, |candidate| listed.push(candidate.1));
-            prop_assert_eq!(listed, kept);
+            prop_assert_eq!(&listed, &kept);
+            prop_assert_eq!(count(&values, floor), kept.len());
+            let near = |v: f32| v < top - 1.0 && v > top - 9.0;
+            let mut few = Vec::new();
+            members(&values, floor, near, |candidate| few.push(candidate.1));
+            listed.retain(|&v| near(v));
+            prop_assert_eq!(few, listed);
+            let mut sums = [0.0; 64];
+            weigh(&values, floor, top, |v| (top - v) as u32, &mut sums);
+            let mut expected = [0.0f64; 64];
+            kept.iter().for_each(|&v| expected[(top - v) as usize] += far(v).exp());
+            for (got, expected) in sums.iter().zip(expected) {
+                prop_assert!((got - expected).abs() <= 1e-5 * expected.max(1e-6), "{got} {expected}");
+            }
         }
     }
 }
