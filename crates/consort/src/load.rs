@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use consort_core::{DevicePolicy, Error, ErrorKind, ImageSource, ModelBackend, Result};
@@ -25,6 +26,23 @@ impl Backend {
         match self {
             Self::Native => "native",
         }
+    }
+}
+
+impl FromStr for Backend {
+    type Err = Error;
+
+    /// The compiled backend of that name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`], with the names of those that were compiled in.
+    fn from_str(name: &str) -> Result<Self> {
+        let all = backends();
+        all.iter().copied().find(|backend| backend.name() == name).ok_or_else(|| {
+            let names: Vec<_> = all.iter().map(|backend| backend.name()).collect();
+            let message = format!("there is no such backend in this build, which has: {}", names.join(", "));
+            Error::new(ErrorKind::Unsupported, message).with_context("backend", name)
+        })
     }
 }
 

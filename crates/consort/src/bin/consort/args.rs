@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use consort_core::{Device, DevicePolicy, Error, ErrorKind, Result, Thinking};
+use consort_core::{Error, ErrorKind, Result, Thinking};
 
 use crate::chat::ChatArgs;
+use crate::model_args::{EngineArgs, ModelArgs};
 use crate::quality::{KldArgs, PerplexityArgs};
 use crate::sampling::SamplingArgs;
 use crate::shell::{CompletionsArgs, ManArgs};
@@ -79,43 +80,6 @@ pub enum Command {
     Man(ManArgs),
 }
 
-/// Which device may compute.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum DeviceChoice {
-    /// The processor.
-    Cpu,
-    /// Apple's GPU.
-    Metal,
-    /// The first NVIDIA GPU.
-    Cuda,
-    /// The first Vulkan device.
-    Vulkan,
-}
-
-/// Which engine and device.
-#[derive(Args, Clone, Debug)]
-pub struct EngineArgs {
-    /// Use this device and no other. Without it: an accelerator, or a refusal.
-    #[arg(long, value_enum)]
-    pub device: Option<DeviceChoice>,
-    /// Threads that compute. Default: one for each core that this process may use.
-    #[arg(long, value_name = "N")]
-    pub threads: Option<std::num::NonZeroUsize>,
-}
-
-impl EngineArgs {
-    /// The device policy that was asked for.
-    pub fn policy(&self) -> DevicePolicy {
-        match self.device {
-            None => DevicePolicy::AcceleratedOnly,
-            Some(DeviceChoice::Cpu) => DevicePolicy::Named(Device::Cpu),
-            Some(DeviceChoice::Metal) => DevicePolicy::Named(Device::Metal),
-            Some(DeviceChoice::Cuda) => DevicePolicy::Named(Device::Cuda(0)),
-            Some(DeviceChoice::Vulkan) => DevicePolicy::Named(Device::Vulkan(0)),
-        }
-    }
-}
-
 /// Arguments of `consort demo`.
 #[derive(Args)]
 pub struct DemoArgs {
@@ -156,13 +120,7 @@ pub struct RunArgs {
     /// What to say to the model. `-` reads it from the standard input.
     pub prompt: String,
     #[command(flatten)]
-    pub engine: EngineArgs,
-    /// A GGUF file, or a folder that holds one and its mmproj. Default: the bundled etude.
-    #[arg(long, value_name = "PATH")]
-    pub model: Option<PathBuf>,
-    /// The vision projector of `--model`. Default: the mmproj file in the model's folder, if there is one.
-    #[arg(long, value_name = "FILE", requires = "model")]
-    pub mmproj: Option<PathBuf>,
+    pub model: ModelArgs,
     /// A picture, put before the prompt. Repeat for several.
     #[arg(long, value_name = "FILE")]
     pub image: Vec<PathBuf>,
@@ -289,12 +247,9 @@ pub struct BenchDecodeArgs {
 #[derive(Args)]
 pub struct BenchQuestionsArgs {
     #[command(flatten)]
-    pub engine: EngineArgs,
+    pub model: ModelArgs,
     /// The folder.
     pub folder: PathBuf,
-    /// A GGUF file, or a folder that holds one and its mmproj. Default: the bundled etude.
-    #[arg(long, value_name = "PATH")]
-    pub model: Option<PathBuf>,
     /// Ask with this adapter, and count answers that contain the expected words.
     #[arg(long, value_name = "NAME|DIR[@SCALE]")]
     pub adapter: Option<String>,

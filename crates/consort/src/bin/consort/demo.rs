@@ -54,7 +54,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         Some(path) => session::read_image(path)?,
         None => ImageInput::Encoded(bundled::DEMO_PICTURE.into()),
     };
-    let backend = session::open(&args.engine, ModelFiles::Bundled)?;
+    let backend = consort::load(args.engine.load_config(ModelFiles::Bundled))?;
     let mut personas = cast(&*backend)?;
     if !args.json {
         introduce(&*backend, &personas, &image)?;

@@ -11,6 +11,7 @@ mod demo;
 mod doctor;
 mod exit;
 mod inspect;
+mod model_args;
 mod output;
 mod picture;
 mod quality;

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use consort::{LoadConfig, ModelFiles, bundled};
+use consort::{Backend, ModelFiles, bundled};
 use consort_bench::{
     Divergence, Perplexity, Progress, QualityConfig, Subject, Windows, divergence, perplexity as measure,
 };
@@ -16,7 +16,8 @@ use consort_text::Tokenizer;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use crate::args::{EngineArgs, adapter_spec};
+use crate::args::adapter_spec;
+use crate::model_args::{EngineArgs, parse_backend};
 use crate::output::{self, Table, styled};
 use crate::tokenize::{SpecialChoice, parse_ids};
 
@@ -78,6 +79,9 @@ pub struct KldArgs {
     /// The reference that it is held against, such as the same model before it was quantized.
     #[arg(long, value_name = "PATH")]
     against: PathBuf,
+    /// The engine that runs the reference. Default: that of --backend.
+    #[arg(long, value_name = "NAME", value_parser = parse_backend)]
+    against_backend: Option<Backend>,
 }
 
 /// The most bytes of a text that are used: what the tokenizer takes at once.
@@ -115,7 +119,8 @@ pub fn kld(args: &KldArgs) -> Result<()> {
     consort_bench::same_vocabulary(&reference_tokenizer, &tokenizer)?;
     let tokens = args.text.tokens(&tokenizer)?;
     let mut other = open(&args.engine, args.model.as_deref())?;
-    let mut reference = open(&args.engine, Some(&args.against))?;
+    let engine = EngineArgs { backend: args.against_backend.or(args.engine.backend), ..args.engine.clone() };
+    let mut reference = open(&engine, Some(&args.against))?;
     let config = args.text.config(tokens.len(), &mut [&mut *reference, &mut *other])?;
     let bar = bar();
     let found = divergence(
@@ -240,7 +245,7 @@ fn open(engine: &EngineArgs, model: Option<&Path>) -> Result<Box<dyn Engine>> {
         },
         None => ModelFiles::Bundled,
     };
-    consort::open_engine(&LoadConfig { policy: engine.policy(), threads: engine.threads, ..LoadConfig::new(files) })
+    consort::open_engine(&engine.load_config(files))
 }
 
 struct Beginning {

@@ -2,7 +2,6 @@
 
 use std::io::Write as _;
 
-use consort::ModelFiles;
 use consort_core::{ChatMessage, ChatPrompt, ContentPart, GenerateRequest, Prompt, Result, Role};
 
 use crate::args::RunArgs;
@@ -11,11 +10,7 @@ use crate::{output, session};
 /// Runs the command.
 pub fn run(args: &RunArgs) -> Result<()> {
     let prompt = if args.prompt == "-" { session::read_stdin()? } else { args.prompt.clone() };
-    let model = match &args.model {
-        Some(path) => ModelFiles::find(path, args.mmproj.as_deref())?,
-        None => ModelFiles::Bundled,
-    };
-    let backend = session::open(&args.engine, model)?;
+    let backend = consort::load(args.model.load_config()?)?;
     let mut adapters = Vec::new();
     for spec in &args.adapter {
         adapters.push(session::load_adapter(&*backend, spec)?);

@@ -2,23 +2,17 @@
 
 use std::io::Read as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use consort::{LoadConfig, ModelFiles, bundled};
+use consort::bundled;
 use consort_core::{
     AdapterFiles, AdapterUse, DeviceEvidence, Error, ErrorKind, Event, EventStream, FinishReason, ImageInput,
     ModelBackend, PositionLogprobs, Result, TokenId, Usage, block_on,
 };
 use serde::Serialize;
 
-use crate::args::{EngineArgs, adapter_spec};
+use crate::args::adapter_spec;
 use crate::output;
-
-/// Opens a model on the device that was asked for.
-pub fn open(engine: &EngineArgs, model: ModelFiles) -> Result<Arc<dyn ModelBackend>> {
-    consort::load(LoadConfig { policy: engine.policy(), threads: engine.threads, ..LoadConfig::new(model) })
-}
 
 /// Loads what `--adapter` names and tells how a request uses it.
 pub fn load_adapter(backend: &dyn ModelBackend, spec: &str) -> Result<AdapterUse> {

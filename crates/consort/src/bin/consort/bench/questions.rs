@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Component, Path};
 
-use consort::ModelFiles;
 use consort_core::{
     AdapterUse, ChatMessage, ChatPrompt, ContentPart, Error, ErrorKind, GenerateRequest, ImageInput, ModelBackend,
     Prompt, Result, Role, Thinking,
@@ -105,11 +104,7 @@ struct Row {
 /// Runs the command.
 pub fn run(args: &BenchQuestionsArgs) -> Result<()> {
     let questions = read_questions(&args.folder)?;
-    let model = match &args.model {
-        Some(path) => ModelFiles::find(path, None)?,
-        None => ModelFiles::Bundled,
-    };
-    let backend = session::open(&args.engine, model)?;
+    let backend = consort::load(args.model.load_config()?)?;
     let adapters = match &args.adapter {
         Some(spec) => vec![session::load_adapter(&*backend, spec)?],
         None => Vec::new(),

@@ -8,20 +8,14 @@ use consort_core::{Error, ErrorKind, Result};
 use super::command::ThinkMode;
 use super::settings::MAX_TOKENS;
 use super::state::Persona;
-use crate::args::EngineArgs;
+use crate::model_args::ModelArgs;
 use crate::sampling::SamplingArgs;
 
 /// Arguments of `consort chat`.
 #[derive(Args)]
 pub struct ChatArgs {
     #[command(flatten)]
-    pub engine: EngineArgs,
-    /// A GGUF file, or a folder that holds one and its mmproj. Default: the bundled etude.
-    #[arg(long, value_name = "PATH")]
-    pub model: Option<PathBuf>,
-    /// The vision projector of `--model`. Default: the mmproj file in the model's folder, if there is one.
-    #[arg(long, value_name = "FILE", requires = "model")]
-    pub mmproj: Option<PathBuf>,
+    pub model: ModelArgs,
     /// A persona; the first answers first. Repeat for several. Default: one with the model's name.
     #[arg(long, value_name = "NAME[@ADAPTER[@SCALE]][=SYSTEM PROMPT]")]
     pub persona: Vec<String>,

@@ -17,7 +17,6 @@ mod transcript;
 
 use std::io::IsTerminal as _;
 
-use consort::ModelFiles;
 use consort_core::Result;
 
 pub use args::ChatArgs;
@@ -31,12 +30,9 @@ use crate::output;
 
 /// Runs the command.
 pub fn run(args: &ChatArgs) -> Result<()> {
-    let model = match &args.model {
-        Some(path) => ModelFiles::find(path, args.mmproj.as_deref())?,
-        None => ModelFiles::Bundled,
-    };
-    let template = consort::open_template(&model)?;
-    let backend = crate::session::open(&args.engine, model)?;
+    let config = args.model.load_config()?;
+    let template = consort::open_template(&config.model)?;
+    let backend = consort::load(config)?;
     let manner = match (std::io::stdin().is_terminal(), std::io::stdout().is_terminal()) {
         (true, true) => Manner::Terminal,
         _ => Manner::Pipe,
