@@ -86,7 +86,7 @@ impl Vocabulary {
         &self.inner.end_tokens
     }
 
-    /// What makes matchers. Built once, by whoever comes first: it takes a second for a large vocabulary.
+    /// What makes matchers. Built once, by whoever comes first: it takes a second or two for a large vocabulary.
     pub(crate) fn factory(&self) -> Result<&ParserFactory> {
         match self.inner.factory.get_or_init(|| self.inner.build()) {
             Ok(factory) => Ok(factory),
