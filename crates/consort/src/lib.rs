@@ -34,6 +34,7 @@
 pub mod bundled;
 mod engine;
 mod load;
+pub mod matrix;
 
 pub use consort_core as core;
 pub use engine::{open_engine, open_template, open_tokenizer};

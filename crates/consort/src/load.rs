@@ -11,6 +11,8 @@ use consort_scheduler::{FrontEnd, SchedulerConfig};
 use consort_text::{ChatTemplate, Tokenizer};
 use consort_vision::{ImageProcessor, ImageProcessorConfig, ProjectorValues};
 
+use crate::matrix::Verified;
+
 /// A backend that was compiled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -25,6 +27,14 @@ impl Backend {
     pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
+        }
+    }
+
+    /// The kinds of device that it can be built for, and how far each was tried.
+    #[must_use]
+    pub fn devices(self) -> &'static [(&'static str, Verified)] {
+        match self {
+            Self::Native => &[("CPU", Verified::Suites)],
         }
     }
 }

@@ -164,6 +164,9 @@ pub struct InspectArgs {
 /// Arguments of `consort doctor`.
 #[derive(Args)]
 pub struct DoctorArgs {
+    /// Print the README's table of backends, of those in this build.
+    #[arg(long, conflicts_with = "json")]
+    pub matrix: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

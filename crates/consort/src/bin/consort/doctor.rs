@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use consort::{Backend, LoadConfig, ModelFiles, backends};
+use consort::{Backend, LoadConfig, ModelFiles, backends, matrix};
 use consort_core::{Device, DeviceEvidence, DevicePolicy, Result};
 use consort_hardware::{DriverKind, HardwareReport, Readiness, probe};
 use serde_json::json;
@@ -12,6 +12,11 @@ use crate::output::{self, BAD, FAINT, GOOD, HEADING, styled};
 
 /// Runs the command.
 pub fn run(args: &DoctorArgs) -> Result<()> {
+    if args.matrix {
+        let rows = backends().into_iter().map(matrix::row).collect::<Result<String>>()?;
+        anstream::print!("{}{rows}", matrix::HEAD);
+        return Ok(());
+    }
     let hardware = probe();
     let trials: Vec<_> = backends().into_iter().map(Trial::run).collect();
     if args.json {
