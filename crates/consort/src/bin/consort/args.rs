@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use consort_core::{Device, DevicePolicy, Error, ErrorKind, Result, Thinking};
 
+use crate::bench::BenchArgs;
 use crate::chat::ChatArgs;
 use crate::quality::{KldArgs, PerplexityArgs};
 use crate::sampling::SamplingArgs;
@@ -242,24 +243,6 @@ pub struct ConvertArgs {
     /// Replace files that are there.
     #[arg(long)]
     pub overwrite: bool,
-}
-
-/// Arguments of `consort bench`.
-#[derive(Args)]
-pub struct BenchArgs {
-    /// What is measured.
-    #[command(subcommand)]
-    pub what: BenchCommand,
-}
-
-/// What `consort bench` measures.
-#[derive(Subcommand)]
-pub enum BenchCommand {
-    /// Decode speed of etude and of a generated model of the 0.8B's dimensions, beside the stream rate of the machine.
-    Decode(BenchDecodeArgs),
-    /// Ask the questions of a folder (questions.jsonl and its pictures) and count the answers that are exactly right, beside
-    /// the same questions with shuffled and with blank pictures.
-    Questions(BenchQuestionsArgs),
 }
 
 /// Arguments of `consort bench decode`.

@@ -173,7 +173,7 @@ fn measure_all(args: &BenchDecodeArgs, policy: DevicePolicy, subjects: &[Subject
     let model = hardware.cpu.model.as_ref().map_or("unknown processor", |found| found.value.as_str());
     let mut report = String::new();
     let _ = writeln!(report, "# Decode speed of the native engine\n");
-    let _ = writeln!(report, "Written by `{}`.\n", command_line());
+    let _ = writeln!(report, "Written by `{}`.\n", super::command_line());
     let _ = writeln!(
         report,
         "{model}, {} of {} threads usable, {}. Median of {} runs of {} tokens after a prompt of {PROMPT} (smallest–largest). \
@@ -187,11 +187,6 @@ fn measure_all(args: &BenchDecodeArgs, policy: DevicePolicy, subjects: &[Subject
     );
     let _ = writeln!(report, "```text\n{}```", anstream::adapter::strip_str(&table.render()));
     Ok(report)
-}
-
-/// As it was typed, without the folder of the program.
-fn command_line() -> String {
-    std::iter::once("consort".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
 }
 
 struct Speed {
