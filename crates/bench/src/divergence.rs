@@ -2,7 +2,7 @@
 
 use consort_core::{Engine, Error, ErrorKind, Result, TokenId};
 use consort_text::Tokenizer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::rows::{Chunking, read_window};
 use crate::softmax::{LogSoftmax, kl_divergence};
@@ -31,7 +31,7 @@ impl std::fmt::Debug for Subject<'_> {
 }
 
 /// How far an engine's distributions are from a reference's, over the scored tokens of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Divergence {
     /// `KL(reference ‖ other)` of the next token's distribution, in nats.
     pub kl: Spread,

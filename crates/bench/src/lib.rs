@@ -1,6 +1,10 @@
-//! Measures what an engine's numbers are worth.
+//! Measures engines and servers: how fast they are for live chat, and what their numbers are worth.
 //!
-//! Two instruments, over any [`Engine`](consort_core::Engine) that gives the logits of every position:
+//! **Speed.** [`live`] replays workloads ([`live::Workload`]) on any [`ModelBackend`](consort_core::ModelBackend) in this
+//! process and any OpenAI-compatible URL, interleaved in one run; [`report`] makes of it a table, JSON and a chart, and
+//! compares reports; [`accept`] holds a report against rules that stand in a file.
+//!
+//! **Quality.** Two instruments, over any [`Engine`](consort_core::Engine) that gives the logits of every position:
 //!
 //! - [`perplexity`]: how well a model foresees a text, in windows as llama.cpp cuts them or overlapping, with its standard
 //!   error.
@@ -12,9 +16,6 @@
 //! Sums are taken in f64. Memory is bounded: at any time only one chunk of rows of each engine is held
 //! ([`QualityConfig::max_row_bytes`]), and eight bytes for each scored token. A logit that is no finite number ends the
 //! measurement with an error that names the token.
-//!
-//! This crate is where the live-chat bench (time to first token, tokens per second, peers) will live as well; that part
-//! is not written yet. Decode speed is measured by `consort bench decode`.
 //!
 //! ```
 //! use consort_bench::{QualityConfig, Subject, Windows, divergence, perplexity};
@@ -44,8 +45,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod accept;
 mod divergence;
+pub mod live;
 mod perplexity;
+pub mod report;
 mod rows;
 mod softmax;
 mod statistics;

@@ -1,7 +1,7 @@
 //! How well a model foresees a text.
 
 use consort_core::{Engine, Result, TokenId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::rows::{Chunking, read_window};
 use crate::softmax::LogSoftmax;
@@ -9,7 +9,7 @@ use crate::statistics::Running;
 use crate::{Progress, QualityConfig};
 
 /// How well a model foresees a text: `exp` of the mean negative log probability of its tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Perplexity {
     /// `exp(nll)`.
     pub perplexity: f64,

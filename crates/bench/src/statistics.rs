@@ -1,6 +1,6 @@
 //! Means with their standard errors, and percentiles.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A running mean and variance (Welford 1962), which does not lose digits as a sum of squares does.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,7 +36,7 @@ impl Running {
 }
 
 /// How a quantity is spread over the scored tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The mean.
     pub mean: f64,
@@ -74,7 +74,7 @@ impl Spread {
 }
 
 /// The value below which a fraction of the sorted values lies: linear interpolation at rank `fraction · (n − 1)`.
-fn percentile(sorted: &[f64], fraction: f64) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], fraction: f64) -> f64 {
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let (below, part) = {
         let rank = fraction * (sorted.len().saturating_sub(1)) as f64;

@@ -35,7 +35,11 @@ pub mod bundled;
 mod engine;
 mod load;
 pub mod matrix;
+#[cfg(feature = "native")]
+mod synthetic;
 
 pub use consort_core as core;
 pub use engine::{open_engine, open_template, open_tokenizer};
 pub use load::{Backend, LoadConfig, ModelFiles, backends, load, prepare_picture};
+#[cfg(feature = "native")]
+pub use synthetic::{SyntheticAdapter, SyntheticModel};

@@ -49,5 +49,5 @@ pub use config::{ConvertConfig, ConvertReport, OutputType, Overwrite, WrittenFil
 pub use convert::convert;
 pub use quantize::{
     Importance, Mix, Override, PlannedTensor, QuantizeConfig, QuantizePlan, QuantizeProgress, QuantizeReport, Reason,
-    Requantize, Spread, quantize, quantize_plan,
+    Requantize, Spread, mix_types, quantize, quantize_plan,
 };

@@ -18,7 +18,7 @@ use regex::Regex;
 use crate::config::{Overwrite, WrittenFile};
 pub use importance::Importance;
 pub use mix::Mix;
-pub use plan::{PlannedTensor, QuantizePlan, Reason};
+pub use plan::{PlannedTensor, QuantizePlan, Reason, mix_types};
 
 /// About how many numbers one thread works on at a time, ...
 const CHUNK: usize = 1 << 16;

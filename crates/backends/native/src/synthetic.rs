@@ -18,10 +18,15 @@
 //! # }
 //! ```
 
+mod vocabulary;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use consort_core::Result;
 use consort_gguf::{GgufWriter, TensorType, quantize};
+
+pub use vocabulary::SyntheticTokenizer;
 
 /// Numbers that are drawn once and then repeated, each tensor beginning elsewhere: drawing a billion would take longer than
 /// writing them. A prime, so that rows differ.
@@ -36,6 +41,8 @@ pub struct SyntheticConfig {
     /// How matrices are stored: in any type that [`quantize`] writes. Rows that are not whole blocks of it fall back to the
     /// type that llama.cpp gives them, and at last to F16. Vectors are F32.
     pub weight_type: TensorType,
+    /// Matrices of these names are stored in these types instead, as a mix such as Q4_K_M has it.
+    pub types: BTreeMap<String, TensorType>,
     /// The same seed gives the same model.
     pub seed: u64,
     /// Rows of the embedding table.
@@ -70,6 +77,8 @@ pub struct SyntheticConfig {
     pub head: SyntheticHead,
     /// The vision tower, if there is one.
     pub vision: Option<SyntheticVision>,
+    /// The tokenizer, if there is one. Without it the model takes and gives token ids only.
+    pub tokenizer: Option<SyntheticTokenizer>,
 }
 
 /// What turns hidden states into logits.
@@ -105,6 +114,7 @@ impl SyntheticConfig {
     pub fn tiny() -> Self {
         Self {
             weight_type: TensorType::F32,
+            types: BTreeMap::new(),
             seed: 1,
             vocab: 96,
             hidden: 32,
@@ -122,6 +132,7 @@ impl SyntheticConfig {
             context: 4096,
             head: SyntheticHead::Tied,
             vision: Some(SyntheticVision { hidden: 32, mlp: 64, blocks: 2, heads: 2, patch: 4, side: 3 }),
+            tokenizer: None,
         }
     }
 
@@ -130,6 +141,7 @@ impl SyntheticConfig {
     pub fn qwen35_0_8b() -> Self {
         Self {
             weight_type: TensorType::F16,
+            types: BTreeMap::new(),
             seed: 1,
             vocab: 248_320,
             hidden: 1024,
@@ -147,7 +159,54 @@ impl SyntheticConfig {
             context: 262_144,
             head: SyntheticHead::Tied,
             vision: None,
+            tokenizer: None,
         }
+    }
+
+    /// The dimensions of a dense model of the family by its size (`0.8b`, `2b`, `4b`, `9b`), in F16, with its vision tower.
+    ///
+    /// Those of the 0.8B's text model and of the 4B's are read off published configurations. Not confirmed are the linear
+    /// heads and the tied head of the 0.8B, heads, MLP and head of the 2B, the head of the 9B, and the towers' widths of
+    /// the 4B and the 9B.
+    #[must_use]
+    pub fn family(size: &str) -> Option<Self> {
+        let tower =
+            |hidden, mlp, blocks, heads| Some(SyntheticVision { hidden, mlp, blocks, heads, patch: 16, side: 48 });
+        let small = Self::qwen35_0_8b();
+        Some(match size.to_ascii_lowercase().as_str() {
+            "0.8b" => Self { vision: tower(768, 3072, 12, 12), ..small },
+            "2b" => Self { hidden: 2048, mlp: 6144, vision: tower(1024, 4096, 24, 16), ..small },
+            "4b" => Self {
+                hidden: 2560,
+                mlp: 9216,
+                layers: 32,
+                heads: 16,
+                kv_heads: 4,
+                value_heads: 32,
+                vision: tower(1024, 4096, 24, 16),
+                ..small
+            },
+            "9b" => Self {
+                hidden: 4096,
+                mlp: 12288,
+                layers: 32,
+                heads: 16,
+                kv_heads: 4,
+                value_heads: 32,
+                head: SyntheticHead::Untied,
+                vision: tower(1152, 4304, 27, 16),
+                ..small
+            },
+            _ => return None,
+        })
+    }
+
+    /// The names and dimensions of the text model's tensors, `dims[0]` being the contiguous one.
+    ///
+    /// # Errors
+    /// As [`text`](Self::text).
+    pub fn shapes(&self) -> Result<Vec<(String, Vec<u64>)>> {
+        Ok(self.text_maker(&[])?.shapes)
     }
 
     /// Writes the text model to `path`.
@@ -156,7 +215,18 @@ impl SyntheticConfig {
     /// Those of [`GgufWriter::write_to`]; a weight type that [`quantize`] does not write.
     pub fn write_text(&self, path: &Path) -> Result<()> {
         let drawn = draw(self.seed);
-        self.text_writer(&drawn)?.write_to(path)
+        self.text_maker(&drawn)?.writer.write_to(path)
+    }
+
+    /// Writes the vision tower to `path`, if there is one, and tells whether there was.
+    ///
+    /// # Errors
+    /// As [`write_text`](Self::write_text).
+    pub fn write_vision(&self, path: &Path) -> Result<bool> {
+        let Some(vision) = &self.vision else { return Ok(false) };
+        let drawn = draw(self.seed ^ 0xeeee);
+        self.vision_writer(vision, &drawn)?.write_to(path)?;
+        Ok(true)
     }
 
     /// The text model's file.
@@ -165,7 +235,7 @@ impl SyntheticConfig {
     /// A weight type that [`quantize`] does not write.
     pub fn text(&self) -> Result<Vec<u8>> {
         let (drawn, mut file) = (draw(self.seed), Vec::new());
-        self.text_writer(&drawn)?.write(&mut file)?;
+        self.text_maker(&drawn)?.writer.write(&mut file)?;
         Ok(file)
     }
 
@@ -180,8 +250,8 @@ impl SyntheticConfig {
         Ok(Some(file))
     }
 
-    fn text_writer<'a>(&self, drawn: &'a [f32]) -> Result<GgufWriter<'a>> {
-        let mut file = Maker::new("qwen35", self.weight_type, drawn);
+    fn text_maker<'a>(&self, drawn: &'a [f32]) -> Result<Maker<'a>> {
+        let mut file = Maker::new("qwen35", self.weight_type, self.types.clone(), drawn);
         let [t, h, w] = self.sections;
         let values = self.value_heads * self.linear_dim;
         for (key, value) in [
@@ -203,11 +273,16 @@ impl SyntheticConfig {
         ] {
             file.writer.set(&format!("qwen35.{key}"), value);
         }
+        file.writer.set("general.type", "model");
         file.writer.set("general.name", "synthetic");
+        file.writer.set("general.description", "random weights: the time and the memory of a model, and no sense");
         file.writer.set("qwen35.attention.layer_norm_rms_epsilon", 1e-6_f32);
         file.writer.set("qwen35.rope.freq_base", 1e7_f32);
         file.writer.set("qwen35.rope.dimension_sections", vec![t, h, w, 0]);
 
+        if let Some(tokenizer) = &self.tokenizer {
+            tokenizer.write(self.vocab, &mut file.writer)?;
+        }
         file.matrix("token_embd.weight", self.vocab, self.hidden, 1.0)?;
         if self.head == SyntheticHead::Untied {
             file.matrix("output.weight", self.vocab, self.hidden, 1.0)?;
@@ -241,11 +316,11 @@ impl SyntheticConfig {
                 file.vector(&name("ssm_norm.weight"), &[self.linear_dim], 1.0, 0.2)?;
             }
         }
-        Ok(file.writer)
+        Ok(file)
     }
 
     fn vision_writer<'a>(&self, vision: &SyntheticVision, drawn: &'a [f32]) -> Result<GgufWriter<'a>> {
-        let mut file = Maker::new("clip", self.weight_type, drawn);
+        let mut file = Maker::new("clip", self.weight_type, BTreeMap::new(), drawn);
         let SyntheticVision { hidden, mlp, blocks, heads, patch, side } = *vision;
         for (key, value) in [
             ("image_size", side * patch),
@@ -260,6 +335,11 @@ impl SyntheticConfig {
             file.writer.set(&format!("clip.vision.{key}"), value);
         }
         file.writer.set("clip.vision.attention.layer_norm_epsilon", 1e-6_f32);
+        file.writer.set("general.type", "mmproj");
+        file.writer.set("general.name", "synthetic");
+        file.writer.set("clip.vision.image_mean", vec![0.5_f32; 3]);
+        file.writer.set("clip.vision.image_std", vec![0.5_f32; 3]);
+        file.writer.set("clip.vision.is_deepstack_layers", vec![false; blocks as usize]);
         file.writer.set("clip.projector_type", "qwen3vl_merger");
         file.writer.set("clip.has_vision_encoder", true);
         file.writer.set("clip.use_gelu", true);
@@ -304,19 +384,22 @@ fn draw(seed: u64) -> Vec<f32> {
 struct Maker<'a> {
     writer: GgufWriter<'a>,
     weight_type: TensorType,
+    types: BTreeMap<String, TensorType>,
+    shapes: Vec<(String, Vec<u64>)>,
     drawn: &'a [f32],
     /// Where the next tensor begins among the drawn numbers.
     at: usize,
 }
 
 impl<'a> Maker<'a> {
-    fn new(architecture: &str, weight_type: TensorType, drawn: &'a [f32]) -> Self {
-        Self { writer: GgufWriter::new(architecture), weight_type, drawn, at: 0 }
+    fn new(architecture: &str, weight_type: TensorType, types: BTreeMap<String, TensorType>, drawn: &'a [f32]) -> Self {
+        Self { writer: GgufWriter::new(architecture), weight_type, types, shapes: Vec::new(), drawn, at: 0 }
     }
 
     /// A matrix that keeps the scale of unit vectors, times `gain`.
     fn matrix(&mut self, name: &str, rows: u32, cols: u32, gain: f32) -> Result<()> {
-        self.tensor(name, &[cols, rows], self.weight_type, 0.0, gain / (cols as f32).sqrt())
+        let kind = self.types.get(name).copied().unwrap_or(self.weight_type);
+        self.tensor(name, &[cols, rows], kind, 0.0, gain / (cols as f32).sqrt())
     }
 
     fn vector(&mut self, name: &str, dims: &[u32], mean: f32, deviation: f32) -> Result<()> {
@@ -338,6 +421,7 @@ impl<'a> Maker<'a> {
         let (drawn, start) = (self.drawn, self.at);
         let dims: Vec<u64> = dims.iter().map(|&dim| u64::from(dim)).collect();
         let (row, count) = (dims[0], dims.iter().product::<u64>());
+        self.shapes.push((name.to_owned(), dims.clone()));
         let kind = fallback(kind, row);
         if kind.block_len() > 1 {
             return self.quantized(name, &dims, kind, deviation);

@@ -4,7 +4,7 @@ use consort_core::{Error, ErrorKind, Result};
 use consort_gguf::{Gguf, TensorInfo, TensorType, dequantize, quantize};
 
 use super::importance::Importance;
-use super::mix::{Place, Role, fitting, wanted};
+use super::mix::{Mix, Place, Role, fitting, wanted};
 use super::{QuantizeConfig, Requantize, Spread, invalid_config};
 
 /// What will be done, tensor by tensor.
@@ -110,6 +110,33 @@ impl QuantizePlan {
         }
         Ok(Self { tensors })
     }
+}
+
+/// What `mix` gives to each of a model's tensors, by name and dimensions alone (`dims[0]` is the contiguous one), for models
+/// that are written in their types at once. `None`: the tensor stays as it is. The choices are those of
+/// [`quantize_plan`](super::quantize_plan).
+#[must_use]
+pub fn mix_types(mix: Mix, tensors: &[(String, Vec<u64>)], heads_per_key: u32) -> Vec<Option<TensorType>> {
+    let tied = !tensors.iter().any(|(name, _)| name == "output.weight");
+    let layers = tensors.iter().filter_map(|(name, _)| layer(name)).max().map_or(0, |last| last + 1);
+    let roles: Vec<_> = tensors.iter().map(|(name, dims)| Role::of(name, dims, tied)).collect();
+    let mut values: Vec<_> = tensors
+        .iter()
+        .zip(&roles)
+        .filter(|(_, role)| **role == Role::AttentionValue)
+        .map(|((name, _), _)| (layer(name), name.as_str()))
+        .collect();
+    values.sort_unstable();
+    let chosen = |((name, dims), role): (&(String, Vec<u64>), Role)| {
+        let (index, count) = match role {
+            Role::Kept => return None,
+            Role::AttentionValue => (values.binary_search(&(layer(name), name)).unwrap_or(0), values.len()),
+            _ => (layer(name).unwrap_or(0), layers),
+        };
+        let place = Place { index, count, heads_per_key, weighted: false };
+        Some(fitting(wanted(mix, role, place), dims.first().copied().unwrap_or(0)))
+    };
+    tensors.iter().zip(roles).map(chosen).collect()
 }
 
 fn planned(

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use consort_core::{Error, ErrorKind, Result, Thinking};
 
+use crate::bench::BenchArgs;
 use crate::chat::ChatArgs;
-use crate::model_args::{EngineArgs, ModelArgs};
+use crate::model_args::{DeviceArgs, EngineArgs, ModelArgs};
 use crate::quality::{KldArgs, PerplexityArgs};
 use crate::sampling::SamplingArgs;
 use crate::shell::{CompletionsArgs, ManArgs};
@@ -205,29 +206,11 @@ pub struct ConvertArgs {
     pub overwrite: bool,
 }
 
-/// Arguments of `consort bench`.
-#[derive(Args)]
-pub struct BenchArgs {
-    /// What is measured.
-    #[command(subcommand)]
-    pub what: BenchCommand,
-}
-
-/// What `consort bench` measures.
-#[derive(Subcommand)]
-pub enum BenchCommand {
-    /// Decode speed of etude and of a generated model of the 0.8B's dimensions, beside the stream rate of the machine.
-    Decode(BenchDecodeArgs),
-    /// Ask the questions of a folder (questions.jsonl and its pictures) and count the answers that are exactly right, beside
-    /// the same questions with shuffled and with blank pictures.
-    Questions(BenchQuestionsArgs),
-}
-
 /// Arguments of `consort bench decode`.
 #[derive(Args)]
 pub struct BenchDecodeArgs {
     #[command(flatten)]
-    pub engine: EngineArgs,
+    pub device: DeviceArgs,
     /// Tokens per measurement.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub tokens: usize,

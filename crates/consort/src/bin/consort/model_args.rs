@@ -31,12 +31,9 @@ impl From<DeviceChoice> for Device {
     }
 }
 
-/// Which engine and device.
+/// Which device, and how much of the processor.
 #[derive(Args, Clone, Debug)]
-pub struct EngineArgs {
-    /// The engine that runs the model. Default: the first compiled one; `consort doctor` lists them.
-    #[arg(long, value_name = "NAME", value_parser = parse_backend)]
-    pub backend: Option<Backend>,
+pub struct DeviceArgs {
     /// Use this device and no other. Without it: an accelerator, or a refusal.
     #[arg(long, value_enum)]
     pub device: Option<DeviceChoice>,
@@ -45,20 +42,37 @@ pub struct EngineArgs {
     pub threads: Option<NonZeroUsize>,
 }
 
+impl DeviceArgs {
+    /// The device policy that was asked for.
+    pub fn policy(&self) -> DevicePolicy {
+        self.device.map_or(DevicePolicy::AcceleratedOnly, |choice| DevicePolicy::Named(choice.into()))
+    }
+}
+
+/// Which engine and device.
+#[derive(Args, Clone, Debug)]
+pub struct EngineArgs {
+    /// The engine that runs the model. Default: the first compiled one; `consort doctor` lists them.
+    #[arg(long, value_name = "NAME", value_parser = parse_backend)]
+    pub backend: Option<Backend>,
+    #[command(flatten)]
+    pub on: DeviceArgs,
+}
+
 /// A backend's name on the command line. clap shows an error's text alone, without its context.
 pub fn parse_backend(name: &str) -> Result<Backend, String> {
     name.parse().map_err(|error: Error| error.message().to_owned())
 }
 
 impl EngineArgs {
-    /// The device policy that was asked for.
-    pub fn policy(&self) -> DevicePolicy {
-        self.device.map_or(DevicePolicy::AcceleratedOnly, |choice| DevicePolicy::Named(choice.into()))
-    }
-
     /// How to open a model as was asked.
     pub fn load_config(&self, model: ModelFiles) -> LoadConfig {
-        LoadConfig { backend: self.backend, policy: self.policy(), threads: self.threads, ..LoadConfig::new(model) }
+        LoadConfig {
+            backend: self.backend,
+            policy: self.on.policy(),
+            threads: self.on.threads,
+            ..LoadConfig::new(model)
+        }
     }
 }
 

@@ -60,7 +60,7 @@ pub fn run(args: &BenchDecodeArgs) -> Result<()> {
     if args.tokens == 0 || args.repeats == 0 {
         return Err(Error::new(ErrorKind::InvalidConfig, "there must be at least one token and one repeat"));
     }
-    let policy = args.engine.policy();
+    let policy = args.device.policy();
     let folder = std::env::temp_dir().join(format!("consort-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).map_err(|source| Error::io(&folder, source))?;
     let outcome = subjects(args, &folder, policy).and_then(|subjects| measure_all(args, policy, &subjects));
@@ -76,27 +76,8 @@ pub fn run(args: &BenchDecodeArgs) -> Result<()> {
 
 /// The synthetic model's weight type of that name.
 fn weight_type(name: &str) -> Result<TensorType> {
-    let kinds = [
-        TensorType::F32,
-        TensorType::F16,
-        TensorType::BF16,
-        TensorType::Q8_0,
-        TensorType::Q4_0,
-        TensorType::Q4_1,
-        TensorType::Q5_0,
-        TensorType::Q5_1,
-        TensorType::Q2K,
-        TensorType::Q3K,
-        TensorType::Q4K,
-        TensorType::Q5K,
-        TensorType::Q6K,
-        TensorType::IQ4NL,
-        TensorType::IQ4XS,
-    ];
-    kinds.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
-        Error::new(ErrorKind::InvalidConfig, format!("this is none of {}", kinds.map(TensorType::name).join(", ")))
-            .with_context("types", name)
-    })
+    TensorType::from_name(name)
+        .ok_or_else(|| Error::new(ErrorKind::InvalidConfig, "there is no such weight type").with_context("types", name))
 }
 
 fn subjects(args: &BenchDecodeArgs, folder: &Path, policy: DevicePolicy) -> Result<Vec<Subject>> {
@@ -135,7 +116,7 @@ fn bytes_per_token(gguf: &Gguf) -> Result<u64> {
 fn measure_all(args: &BenchDecodeArgs, policy: DevicePolicy, subjects: &[Subject]) -> Result<String> {
     let hardware = probe();
     let most =
-        args.engine.threads.or(NonZeroUsize::new(hardware.cpu.usable_threads.value)).unwrap_or(NonZeroUsize::MIN);
+        args.device.threads.or(NonZeroUsize::new(hardware.cpu.usable_threads.value)).unwrap_or(NonZeroUsize::MIN);
     let mut counts = vec![NonZeroUsize::MIN, most];
     counts.dedup();
     let mut table = Table::new([
@@ -173,7 +154,7 @@ fn measure_all(args: &BenchDecodeArgs, policy: DevicePolicy, subjects: &[Subject
     let model = hardware.cpu.model.as_ref().map_or("unknown processor", |found| found.value.as_str());
     let mut report = String::new();
     let _ = writeln!(report, "# Decode speed of the native engine\n");
-    let _ = writeln!(report, "Written by `{}`.\n", command_line());
+    let _ = writeln!(report, "Written by `{}`.\n", super::command_line());
     let _ = writeln!(
         report,
         "{model}, {} of {} threads usable, {}. Median of {} runs of {} tokens after a prompt of {PROMPT} (smallest–largest). \
@@ -187,11 +168,6 @@ fn measure_all(args: &BenchDecodeArgs, policy: DevicePolicy, subjects: &[Subject
     );
     let _ = writeln!(report, "```text\n{}```", anstream::adapter::strip_str(&table.render()));
     Ok(report)
-}
-
-/// As it was typed, without the folder of the program.
-fn command_line() -> String {
-    std::iter::once("consort".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
 }
 
 struct Speed {

@@ -1,16 +1,113 @@
 //! `consort bench`: what is measured, one file each.
 
 mod decode;
+mod gate;
+mod live;
 mod questions;
+mod synthetic;
+mod targets;
 
+use clap::{Args, Subcommand};
 use consort_core::Result;
 
-use crate::args::{BenchArgs, BenchCommand};
+use crate::args::{BenchDecodeArgs, BenchQuestionsArgs};
+
+/// Arguments of `consort bench`.
+#[derive(Args)]
+pub struct BenchArgs {
+    /// What is measured.
+    #[command(subcommand)]
+    pub what: BenchCommand,
+}
+
+/// What `consort bench` measures.
+#[derive(Subcommand)]
+pub enum BenchCommand {
+    /// Decode speed of etude and of a generated model of the 0.8B's dimensions, beside the stream rate of the machine.
+    Decode(BenchDecodeArgs),
+    /// Ask the questions of a folder (questions.jsonl and its pictures) and count the answers that are exactly right, beside
+    /// the same questions with shuffled and with blank pictures.
+    Questions(BenchQuestionsArgs),
+    /// One stream at a time: prompts of several lengths, cold and warm, and one long reply.
+    #[command(after_help = "Examples:\n  consort bench solo --device cpu --model synthetic:0.8b:Q4_K_M\n  \
+        consort bench solo --device cpu --model model.gguf --backend native \\\n    \
+        --peer 'llama=llama-server -m {model} --port {port} -t {threads}' --search 'llama:threads=1,2'")]
+    Solo {
+        #[command(flatten)]
+        workload: live::SoloArgs,
+        #[command(flatten)]
+        run: live::LiveArgs,
+    },
+    /// Personas in one conversation that grows: the workload this project is about.
+    #[command(
+        after_help = "Examples:\n  consort bench room --device cpu --personas 3 --adapter pirate --adapter butler\n  \
+        consort bench room --device cpu --images 1 --output docs/benchmarks --name room-etude"
+    )]
+    Room {
+        #[command(flatten)]
+        workload: live::RoomWithPicturesArgs,
+        #[command(flatten)]
+        run: live::LiveArgs,
+    },
+    /// Arrivals, cancels and long prompts beside voices that talk.
+    #[command(after_help = "Example:\n  consort bench churn --device cpu --cancels 999 --repeats 1")]
+    Churn {
+        #[command(flatten)]
+        workload: live::ChurnArgs,
+        #[command(flatten)]
+        run: live::LiveArgs,
+    },
+    /// The same room while other work takes a core: how much of its fair share the engine keeps.
+    #[command(after_help = "Example:\n  consort bench neighbour --device cpu --neighbours 1 --pinned")]
+    Neighbour {
+        #[command(flatten)]
+        workload: live::NeighbourArgs,
+        #[command(flatten)]
+        run: live::LiveArgs,
+    },
+    /// Write a workload to a file, to be replayed here or elsewhere.
+    #[command(after_help = "Example:\n  consort bench workload room --personas 3 --output room.json")]
+    Workload(live::WorkloadArgs),
+    /// Run a workload of a file.
+    #[command(after_help = "Example:\n  consort bench replay room.json --device cpu")]
+    Replay {
+        /// What `consort bench workload` wrote. It brings its own repeats and seed.
+        workload: std::path::PathBuf,
+        #[command(flatten)]
+        run: live::LiveArgs,
+    },
+    /// Show two targets beside each other, and which differences are within noise.
+    #[command(after_help = "Examples:\n  consort bench compare before.json after.json\n  \
+        consort bench compare room.json room.json --one native --other llamacpp")]
+    Compare(gate::CompareArgs),
+    /// The acceptance gate: hold a backend's reports against the rules.
+    #[command(after_help = "Example:\n  cargo test -p consort-behavior --test backends 2>&1 | tee behavior.txt\n  \
+        consort bench accept --backend native --against llamacpp --report room.json --report neighbour.json \\\n    \
+        --behavior behavior.txt --output docs/benchmarks")]
+    Accept(gate::AcceptArgs),
+    /// Write a model of random weights and tell where it is: the time and the memory of a real one, and no sense.
+    #[command(after_help = "Example:\n  consort bench synthetic synthetic:0.8b:Q4_K_M")]
+    Synthetic(synthetic::SyntheticArgs),
+}
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<()> {
     match &args.what {
         BenchCommand::Decode(args) => decode::run(args),
         BenchCommand::Questions(args) => questions::run(args),
+        BenchCommand::Solo { workload, run } => live::generate(workload.settings(), run),
+        BenchCommand::Room { workload, run } => live::generate(workload.settings(run.targets.adapters()), run),
+        BenchCommand::Churn { workload, run } => live::generate(workload.settings(), run),
+        BenchCommand::Neighbour { workload, run } => live::generate(workload.settings(run.targets.adapters()), run),
+        BenchCommand::Workload(args) => live::save(args),
+        BenchCommand::Replay { workload, run } => live::replay(workload, run),
+        BenchCommand::Compare(args) => gate::compare(args),
+        BenchCommand::Accept(args) => gate::accept(args),
+        BenchCommand::Synthetic(args) => synthetic::run(args),
     }
+}
+
+/// As it was typed, without the folder of the program.
+fn command_line() -> String {
+    std::iter::once("consort".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
 }

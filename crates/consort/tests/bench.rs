@@ -1,0 +1,139 @@
+//! The live-chat bench and the gate, as a person uses them.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{consort, failure, json, repository, stderr, succeed};
+use serde_json::Value;
+
+fn read(path: &std::path::Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_room_is_measured_compared_and_judged() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let args = [
+        "bench",
+        "room",
+        "--device",
+        "cpu",
+        "--personas",
+        "2",
+        "--rounds",
+        "2",
+        "--scene",
+        "24",
+        "--turn",
+        "4",
+        "--reply",
+        "4",
+        "--images",
+        "1",
+        "--image-side",
+        "96",
+        "--repeats",
+        "2",
+        "--backend",
+        "native,threads=1",
+        "--backend",
+        "llamacpp=native,threads=1",
+        "--adapter",
+        "pirate",
+        "--no-stream",
+        "--quality",
+        "--quality-tokens",
+        "64",
+        "--search",
+        "native:threads=1,2",
+        "--output",
+        out,
+        "--name",
+        "room-test",
+    ];
+    let printed = succeed(&args);
+    assert_eq!(printed.lines().count(), 3, "{printed}");
+    let path = folder.path().join("room-test.json");
+    let report = read(&path);
+    assert_eq!((&report["schema"], &report["targets"][1]["name"]), (&"consort-bench/1".into(), &"llamacpp".into()));
+    assert_eq!(report["blocks"].as_array().unwrap().len(), 4);
+    let whole = &report["blocks"][3]["groups"]["whole block"];
+    assert_eq!((&whole["finished"], &whole["failed"]), (&4.into(), &0.into()));
+    assert_eq!(report["quality"][0]["divergence"]["kl"]["max"], 0.0, "the same engine, the same numbers");
+    assert_eq!(report["searches"][0]["candidates"].as_array().unwrap().len(), 2);
+    let text = std::fs::read_to_string(folder.path().join("room-test.md")).unwrap();
+    for part in ["## Quality", "## Settings that were tried for native", "**chosen**", "without optimisation"] {
+        assert_eq!(text.contains(part), part != "without optimisation" || cfg!(debug_assertions), "{part}:\n{text}");
+    }
+    assert!(!text.contains(repository().to_str().unwrap()), "no path of this machine");
+
+    let path = path.to_str().unwrap();
+    let compared = succeed(&["bench", "compare", path, path]);
+    assert!(compared.contains("room, warm: first token p50, ms") && compared.contains("block by block"), "{compared}");
+    // The processor is no accelerator, nobody showed the suite: the gate rejects, and says why.
+    let verdict = succeed(&["bench", "accept", "--backend", "native", "--report", path, "--output", out]);
+    assert!(verdict.starts_with("rejected (provisional)"), "{verdict}");
+    let verdict = read(&folder.path().join("accept-native-against-llamacpp.json"));
+    assert_eq!(verdict["verdict"], "rejected");
+    let outcome = |rule: &str| {
+        let rules = verdict["conditions"].as_array().unwrap();
+        rules.iter().find(|judged| judged["rule"] == rule).unwrap()["outcome"].clone()
+    };
+    assert_eq!(
+        (outcome("accelerated only"), outcome("behaviour suite `backends` green")),
+        ("broken".into(), "not_shown".into())
+    );
+    assert_eq!(outcome("quality: KL divergence, mean"), "kept");
+}
+
+#[test]
+fn a_workload_is_saved_and_replayed_on_a_synthetic_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let workload = folder.path().join("solo.json");
+    let workload = workload.to_str().unwrap();
+    let cache = folder.path().join("cache");
+    let cache = cache.to_str().unwrap();
+    succeed(&["bench", "workload", "solo", "--prompts", "16", "--tokens", "4", "--repeats", "1", "--output", workload]);
+    let printed = succeed(&["bench", "synthetic", "synthetic:tiny:Q8_0", "--cache", cache]);
+    assert!(std::path::Path::new(printed.trim()).exists());
+    let text = succeed(&[
+        "bench",
+        "replay",
+        workload,
+        "--device",
+        "cpu",
+        "--model",
+        "synthetic:tiny:Q8_0",
+        "--cache",
+        cache,
+        "--no-stream",
+    ]);
+    assert!(text.contains("### prefill 16, cold") && text.contains("synthetic:tiny:Q8_0"), "{text}");
+    // The words are tokens of the vocabulary: sixteen of them and the template around them.
+    let line = text.lines().find(|line| line.contains("| prefill 16, cold | 1 |")).unwrap();
+    let prompt: usize = line.split('|').nth(6).unwrap().trim().parse().unwrap();
+    assert!((16..60).contains(&prompt), "{line}");
+    assert!(!json(&["doctor", "--json"]).is_null());
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    for (args, words) in [
+        (&["bench", "solo", "--device", "cpu", "--backend", "nobody"][..], "there are: native"),
+        (&["bench", "solo", "--device", "cpu", "--model", "synthetic:7b:F16"], "sizes are"),
+        (&["bench", "solo", "--url", "x=https://127.0.0.1:1"], "plain HTTP"),
+        (&["bench", "solo", "--peer", "x=program"], "{port}"),
+        (&["bench", "solo", "--device", "cpu", "--search", "x:threads=1,2"], "names no target"),
+        (&["bench", "solo", "--device", "cpu", "--backend", "native", "--backend", "native"], "same name"),
+        (&["bench", "room", "--device", "cpu", "--adapters", "1"], "--adapter"),
+        (&["bench", "replay", "Cargo.toml", "--device", "cpu"], "no workload"),
+        (&["bench", "compare", "Cargo.toml", "Cargo.toml"], "no report"),
+        (&["bench", "workload", "churn"], "--output"),
+    ] {
+        let (code, text) = failure(args);
+        assert!(code != 0 && text.contains(words), "{args:?}: {text}");
+    }
+    let output = consort(&["bench", "solo"]);
+    assert_eq!(output.status.code(), Some(3), "accelerators only: {}", stderr(&output));
+}
