@@ -32,13 +32,13 @@ impl From<&'static [u8]> for ModelSource {
     }
 }
 
-/// How attention keys and values are kept.
+/// How attention keys and values are kept, and attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CacheType {
-    /// In half precision: half the memory.
+    /// In half precision, with the fused kernel where the device has one: half the memory, and faster.
     #[default]
     F16,
-    /// As they are computed.
+    /// In single precision, without the fused kernel, which rounds: text and vision as the reference computes them.
     F32,
 }
 
@@ -65,7 +65,7 @@ pub struct LlamacppConfig {
     pub policy: DevicePolicy,
     /// How many threads compute what the processor does; `None`: as many as the machine has cores.
     pub threads: Option<NonZeroUsize>,
-    /// How attention keys and values are kept.
+    /// How attention keys and values are kept, and attention is computed.
     pub cache: CacheType,
     /// How many sequences can be open at once. Parked pasts do not count.
     pub max_sequences: usize,

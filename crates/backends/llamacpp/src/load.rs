@@ -127,6 +127,7 @@ pub(crate) fn load(config: &LlamacppConfig) -> Result<Loaded> {
                     file: &tower.path,
                     device: chosen.gpu.as_ref(),
                     threads,
+                    cache: config.cache,
                     max_tokens: config.max_image_patches.div_ceil(tower_shape.merge * tower_shape.merge) as i32,
                     watch: Rc::clone(&watch),
                 },

@@ -84,10 +84,10 @@ impl LlamacppEngine {
                 format!("{} positions were given for {count} tokens", step.positions.len()),
             ));
         }
-        in_order(last, step.positions)?;
         if let Want::TopK { .. } = step.want {
             return Err(Error::unsupported(NAME, "top k on the device"));
         }
+        in_order(last, step.positions)?;
         if len.saturating_add(count) > self.capability.max_sequence_tokens {
             return Err(too_long(len, count, self.capability.max_sequence_tokens));
         }

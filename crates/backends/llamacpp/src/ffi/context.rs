@@ -94,7 +94,7 @@ impl Context {
             raw.n_threads = params.threads;
             raw.n_threads_batch = params.threads;
             raw.pooling_type = sys::LLAMA_POOLING_TYPE_NONE;
-            raw.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_AUTO;
+            raw.flash_attn_type = super::flash_attention(params.cache);
             raw.type_k = cache;
             raw.type_v = cache;
             raw.offload_kqv = params.offload;
@@ -247,6 +247,17 @@ impl Context {
                     && sys::llama_batch_ext_set_output_logits(batch, index, row.output || self.embeddings)
             })
         }
+    }
+
+    /// Makes every batch that follows fail on the way, or no longer.
+    #[cfg(test)]
+    pub(crate) fn abort(&mut self, on: bool) {
+        unsafe extern "C" fn always(_: *mut c_void) -> bool {
+            true
+        }
+        let callback: sys::ggml_abort_callback = if on { Some(always) } else { None };
+        // SAFETY: the context is alive, and the callback needs no data.
+        unsafe { sys::llama_set_abort_callback(self.raw.as_ptr(), callback, ptr::null_mut()) };
     }
 
     /// The logits `[vocabulary]` at a row of the last batch, if that was done and they were wanted there.

@@ -26,6 +26,16 @@ use std::path::Path;
 
 use consort_core::{Error, ErrorKind, Result};
 
+use crate::config::CacheType;
+
+/// The fused attention kernel computes in half precision.
+fn flash_attention(cache: CacheType) -> llama_cpp_sys_2::llama_flash_attn_type {
+    match cache {
+        CacheType::F16 => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_AUTO,
+        CacheType::F32 => llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    }
+}
+
 /// A C string as ours; empty for a null pointer.
 ///
 /// # Safety

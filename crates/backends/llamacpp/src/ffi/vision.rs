@@ -9,6 +9,7 @@ use consort_core::{Error, ErrorKind, Result};
 use llama_cpp_sys_2 as sys;
 
 use super::{GgmlDevice, Model, Watch};
+use crate::config::CacheType;
 
 /// How a vision tower is loaded.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(crate) struct VisionParams<'a> {
     /// Where it computes; `None`: on the processor.
     pub(crate) device: Option<&'a GgmlDevice>,
     pub(crate) threads: i32,
+    pub(crate) cache: CacheType,
     /// The most tokens that an image may take.
     pub(crate) max_tokens: i32,
     pub(crate) watch: Rc<Watch>,
@@ -67,7 +69,7 @@ impl Vision {
             raw.device = params.device.map_or(ptr::null_mut(), |device| device.raw);
             raw.print_timings = false;
             raw.n_threads = params.threads;
-            raw.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_AUTO;
+            raw.flash_attn_type = super::flash_attention(params.cache);
             // A warm-up would encode an image of two thousand tokens.
             raw.warmup = false;
             raw.image_min_tokens = 1;
