@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands, one stage after another, with the time of each.
 #
-# Needs: Rust, and nothing else that is not installed here. `cargo-deny` is installed from crates.io when it is missing.
+# Needs: Rust, and nothing else that is not installed here: `cargo-deny` from crates.io, and what llama.cpp's engine is built with
+# (cmake, clang, ccache) from Debian's packages, each when it is missing.
 # The cases of the family's real vocabulary and chat template run when CONSORT_FAMILY_DATA names the folder that holds
 # them; without it the tests print how many cases were not run.
 set -euo pipefail
@@ -39,6 +40,22 @@ finish() {
     exit "$1"
 }
 
+# What llama.cpp's engine is compiled with. The default build needs none of it.
+install_build_tools() {
+    local missing=()
+    command -v cmake >/dev/null || missing+=(cmake)
+    command -v ccache >/dev/null || missing+=(ccache)
+    # The binding generates its declarations with libclang and clang's headers.
+    command -v clang >/dev/null && ldconfig -p 2>/dev/null | grep -q libclang || missing+=(clang libclang-dev)
+    if [ "$(uname)" != Linux ] || [ ${#missing[@]} -eq 0 ]; then
+        return
+    fi
+    echo "installing ${missing[*]} with apt-get"
+    local as_root=()
+    [ "$(id -u)" -eq 0 ] || as_root=(sudo)
+    "${as_root[@]}" apt-get update -q && "${as_root[@]}" apt-get install -y -q --no-install-recommends "${missing[@]}"
+}
+
 install_cargo_deny() {
     if cargo deny --version 2>/dev/null; then
         return
@@ -51,10 +68,14 @@ if [ -z "${CONSORT_FAMILY_DATA:-}" ]; then
     echo "CONSORT_FAMILY_DATA is not set: the cases of the family's vocabulary and template will be counted, not run"
 fi
 
+# Every engine that this script can build.
+features=consort/llamacpp,consort-behavior/llamacpp
+
 stage fmt cargo fmt --all --check
-stage clippy cargo clippy --workspace --all-targets --locked -- -D warnings
-stage test cargo test --workspace --locked --no-fail-fast
-stage doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+stage tools install_build_tools
+stage clippy cargo clippy --workspace --all-targets --features "$features" --locked -- -D warnings
+stage test cargo test --workspace --features "$features" --locked --no-fail-fast
+stage doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --features "$features" --no-deps --locked
 stage deny-tool install_cargo_deny
 stage deny cargo deny --locked check licenses bans sources
 stage demo cargo run --release --locked -- demo --device cpu

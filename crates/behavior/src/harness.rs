@@ -273,6 +273,16 @@ mod tests {
     }
 
     #[test]
+    fn two_profiles_speak_of_different_things() {
+        let profile = |name: &str| {
+            Profile::parse(&format!("[engines.{name}]\ndeclares = []\nlogit_tolerance = 0.0\ncases = 1")).unwrap()
+        };
+        let both = profile("x").with(profile("y")).unwrap();
+        assert_eq!(both.engines.keys().collect::<Vec<_>>(), ["x", "y"]);
+        assert!(profile("x").with(profile("x")).unwrap_err().contains('x'));
+    }
+
+    #[test]
     fn a_profile_with_unknown_keys_is_refused() {
         assert!(Profile::parse("[engine.x]\ncases = 1").is_err());
         let stranger = Profile::parse("[engines.x]\ndeclares = [\"flies\"]\nlogit_tolerance = 0.0\ncases = 0").unwrap();

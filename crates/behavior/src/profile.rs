@@ -73,6 +73,25 @@ impl Profile {
     }
 }
 
+impl Profile {
+    /// What this profile and another one require together: an optional engine has a profile of its own, which counts when
+    /// the engine is compiled in.
+    ///
+    /// # Errors
+    /// When both speak of one engine or backend.
+    pub fn with(mut self, other: Self) -> Result<Self, String> {
+        for (mine, others) in [(&mut self.engines, other.engines), (&mut self.backends, other.backends)] {
+            for (name, required) in others {
+                if mine.insert(name.clone(), required).is_some() {
+                    return Err(format!("two profiles speak of {name}"));
+                }
+            }
+        }
+        self.expectations.extend(other.expectations);
+        Ok(self)
+    }
+}
+
 impl Required {
     /// Whether a capability is at least what is required.
     ///

@@ -8,7 +8,6 @@ use common::scheduled;
 use consort_behavior::backend::BackendFixture;
 use consort_behavior::backend_cases;
 use consort_behavior::harness::{Registered, SuiteKind, run};
-use consort_behavior::profile::Profile;
 use consort_core::Result;
 
 fn register(fixture: Result<BackendFixture>) -> Result<Registered, String> {
@@ -32,9 +31,11 @@ fn etude() -> Option<Result<Registered, String>> {
 }
 
 fn main() -> ExitCode {
-    let profile = Profile::read(&common::folder("profiles/default.toml"));
+    let profile = common::profile();
     let mut backends = vec![register(scheduled::parrot()), register(scheduled::hash(None))];
     backends.extend(["plain", "grouped2", "deep", "moe"].map(|model| register(scheduled::native(model))));
     backends.extend(etude());
+    #[cfg(feature = "llamacpp")]
+    backends.extend(["plain", "grouped2", "deep", "moe"].map(|model| register(scheduled::llamacpp(model))));
     run(SuiteKind::Backends, profile, backends)
 }

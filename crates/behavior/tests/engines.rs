@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use common::{hostile, native};
 use consort_behavior::fixture::EngineFixture;
 use consort_behavior::harness::{Registered, SuiteKind, run};
-use consort_behavior::profile::Profile;
 use consort_behavior::{Case, LOGITS, engine_cases, pair_cases};
 use consort_core::Result;
 use consort_forge::OutputType;
@@ -34,7 +33,7 @@ fn configuration(model: &str) -> Result<Registered> {
     let threads = if ["plain", "moe"].contains(&model) { 2 } else { 1 };
     let mut all = whole(native::fixture(model, model, &files, threads))?;
     if ["grouped2", "moe"].contains(&model) {
-        all.cases.extend(hostile::cases(&native::converted(model, OutputType::BF16)?));
+        all.cases.extend(hostile::cases(&native::converted(model, OutputType::BF16)?, |files| native::make(files, 1)));
     }
     Ok(all)
 }
@@ -80,8 +79,68 @@ fn etude() -> Option<Result<Registered>> {
     Some(Ok(registered(&fixture, golden)))
 }
 
+/// llama.cpp, which sees the files that our own converter and quantizer write.
+#[cfg(feature = "llamacpp")]
+mod llamacpp {
+    use super::{
+        EngineFixture, LOGITS, OutputType, Registered, Result, TensorType, engine_cases, hostile, native, pair_cases,
+        registered, whole,
+    };
+    use crate::common::llamacpp::{MODELS, fixture, make, study};
+
+    /// The largest difference of one of the study model's logits where activations are rounded to eight bits, for prompts of
+    /// random tokens.
+    const ROUNDED_LOGITS: f32 = 1.0;
+
+    pub(crate) fn all() -> Vec<Result<Registered>> {
+        let mut all: Vec<_> = MODELS.iter().map(|model| configuration(model)).collect();
+        all.extend([OutputType::F16, OutputType::BF16, OutputType::Q8_0].map(stored_as));
+        all.push(etude());
+        all.extend([TensorType::Q8_0, TensorType::Q4K, TensorType::Q6K, TensorType::Q4_0].map(etude_as));
+        all
+    }
+
+    /// A configuration of the goldens with exact weights: the whole suite, and damaged files.
+    fn configuration(model: &str) -> Result<Registered> {
+        let files = native::converted(model, OutputType::F32)?;
+        let mut all = whole(fixture(model, model, &files, 1))?;
+        if ["grouped2", "moe"].contains(&model) {
+            let files = native::converted(model, OutputType::BF16)?;
+            all.cases.extend(hostile::cases(&files, |files| make(files, 1)));
+        }
+        Ok(all)
+    }
+
+    /// A file of another type against its own dequantized file, both in this engine, and the goldens where it holds their
+    /// numbers.
+    fn stored_as(kind: OutputType) -> Result<Registered> {
+        let files = native::converted("plain", kind)?;
+        let one = fixture("plain", &format!("plain-{kind}").to_lowercase(), &files, 1)?;
+        let reference = native::fixture("plain", "dequantized", &native::dequantized(&files)?, 1)?;
+        Ok(registered(&one, pair_cases(&one, &reference, one.capability.logit_tolerance)))
+    }
+
+    /// The study model: its goldens.
+    fn etude() -> Result<Registered> {
+        let one = study("etude", &native::etude_files(OutputType::F32)?)?;
+        Ok(registered(&one, goldens(&one)))
+    }
+
+    fn goldens(fixture: &EngineFixture) -> Vec<consort_behavior::Case> {
+        engine_cases(fixture).into_iter().filter(|case| case.name().starts_with("golden::")).collect()
+    }
+
+    /// The study model as our quantizer writes it, against its own dequantized file in the native engine.
+    fn etude_as(kind: TensorType) -> Result<Registered> {
+        let files = native::quantized(&native::etude_files(OutputType::F32)?, kind)?;
+        let one = study(&format!("etude-{kind}").to_lowercase(), &files)?;
+        let reference = native::etude_of("dequantized", &native::dequantized(&files)?)?;
+        Ok(registered(&one, pair_cases(&one, &reference, ROUNDED_LOGITS.max(LOGITS))))
+    }
+}
+
 fn main() -> ExitCode {
-    let profile = Profile::read(&common::folder("profiles/default.toml"));
+    let profile = common::profile();
     let mut engines = vec![whole(common::parrot()), whole(common::hash())];
     engines.extend(native::MODELS.map(configuration));
     let stored = [OutputType::F16, OutputType::BF16, OutputType::Q8_0].map(|kind| ("plain", kind));
@@ -90,6 +149,8 @@ fn main() -> ExitCode {
         engines.extend([Activations::Int8, Activations::F32].map(|activations| etude_as(kind, activations)));
     }
     engines.extend(etude());
+    #[cfg(feature = "llamacpp")]
+    engines.extend(llamacpp::all());
     let engines = engines.into_iter().map(|engine| engine.map_err(|error| error.to_string())).collect();
     run(SuiteKind::Engines, profile, engines)
 }

@@ -6,7 +6,7 @@ use consort_core::{Engine, Error, ErrorKind, Result};
 use consort_gguf::Gguf;
 use consort_text::{ChatTemplate, Tokenizer};
 
-use crate::load::{Backend, LoadConfig, ModelFiles, backends};
+use crate::load::{Backend, LoadConfig, ModelFiles, backend_for};
 
 /// Opens the engine alone, on this thread: tokens in, logits out. For measurements; an application wants
 /// [`load`](crate::load), which adds the scheduler, the tokenizer and the template.
@@ -14,8 +14,9 @@ use crate::load::{Backend, LoadConfig, ModelFiles, backends};
 /// # Errors
 /// As [`load`](crate::load).
 pub fn open_engine(config: &LoadConfig) -> Result<Box<dyn Engine>> {
-    match config.backend.or_else(|| backends().first().copied()) {
+    match config.backend.or_else(|| backend_for(config.policy)) {
         Some(Backend::Native) => native(config),
+        Some(Backend::Llamacpp) => llamacpp(config),
         None => {
             Err(Error::new(ErrorKind::Unsupported, "no backend was compiled in: build with a feature such as `native`"))
         }
@@ -31,6 +32,17 @@ fn native(config: &LoadConfig) -> Result<Box<dyn Engine>> {
 #[cfg(not(feature = "native"))]
 fn native(_config: &LoadConfig) -> Result<Box<dyn Engine>> {
     Err(Error::new(ErrorKind::Unsupported, "the native backend was not compiled in: build with the feature `native`"))
+}
+
+#[cfg(feature = "llamacpp")]
+fn llamacpp(config: &LoadConfig) -> Result<Box<dyn Engine>> {
+    let engine = consort_llamacpp::LlamacppEngine::load(crate::load::llamacpp_config(config))?;
+    Ok(Box::new(engine))
+}
+
+#[cfg(not(feature = "llamacpp"))]
+fn llamacpp(_config: &LoadConfig) -> Result<Box<dyn Engine>> {
+    Err(Error::new(ErrorKind::Unsupported, "llama.cpp was not compiled in: build with the feature `llamacpp`"))
 }
 
 /// The chat template that came with a model, if one did; the weights are not read.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use consort_core::{DevicePolicy, Error, ErrorKind, ImageSource, ModelBackend, Result};
+use consort_core::{Device, DevicePolicy, Error, ErrorKind, ImageSource, ModelBackend, Result};
 use consort_gguf::{Gguf, ShardName};
 use consort_scheduler::{FrontEnd, SchedulerConfig};
 use consort_text::{ChatTemplate, Tokenizer};
@@ -19,6 +19,8 @@ use crate::matrix::Verified;
 pub enum Backend {
     /// The reference engine, on the processor.
     Native,
+    /// llama.cpp, on the processor and on GPUs that it was compiled for.
+    Llamacpp,
 }
 
 impl Backend {
@@ -27,6 +29,7 @@ impl Backend {
     pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
+            Self::Llamacpp => "llamacpp",
         }
     }
 
@@ -35,6 +38,12 @@ impl Backend {
     pub fn devices(self) -> &'static [(&'static str, Verified)] {
         match self {
             Self::Native => &[("CPU", Verified::Suites)],
+            Self::Llamacpp => &[
+                ("CPU", Verified::Suites),
+                ("Metal", Verified::Nobody),
+                ("CUDA", Verified::Nobody),
+                ("Vulkan", Verified::Nobody),
+            ],
         }
     }
 }
@@ -63,7 +72,20 @@ pub fn backends() -> Vec<Backend> {
     if cfg!(feature = "native") {
         backends.push(Backend::Native);
     }
+    if cfg!(feature = "llamacpp") {
+        backends.push(Backend::Llamacpp);
+    }
     backends
+}
+
+/// The first compiled backend that computes on what the policy asks for; where none does, the first, which then says why not.
+pub(crate) fn backend_for(policy: DevicePolicy) -> Option<Backend> {
+    let with_gpu = cfg!(any(feature = "metal", feature = "cuda", feature = "vulkan"));
+    match policy {
+        DevicePolicy::Named(Device::Cpu) => backends().first().copied(),
+        _ if with_gpu => Some(Backend::Llamacpp),
+        _ => backends().first().copied(),
+    }
 }
 
 /// Which model.
@@ -176,7 +198,7 @@ impl LoadConfig {
 /// [`ErrorKind::DevicePolicy`] when the policy admits none of the devices that the backend could use,
 /// [`ErrorKind::InvalidModel`] and its kin for files that are wrong, [`ErrorKind::NotFound`] for files that are not there.
 pub fn load(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
-    let Some(backend) = config.backend.or_else(|| backends().first().copied()) else {
+    let Some(backend) = config.backend.or_else(|| backend_for(config.policy)) else {
         return Err(Error::new(
             ErrorKind::Unsupported,
             "no backend was compiled in: build with a feature such as `native`",
@@ -184,7 +206,37 @@ pub fn load(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
     };
     match backend {
         Backend::Native => native(config),
+        Backend::Llamacpp => llamacpp(config),
     }
+}
+
+#[cfg(not(feature = "llamacpp"))]
+fn llamacpp(_config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
+    Err(Error::new(ErrorKind::Unsupported, "llama.cpp was not compiled in: build with the feature `llamacpp`"))
+}
+
+#[cfg(feature = "llamacpp")]
+fn llamacpp(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
+    use consort_llamacpp::LlamacppEngine;
+    use consort_scheduler::Scheduled;
+
+    let front_end = front_end(&config.model)?;
+    let engine = llamacpp_config(&config);
+    let scheduled = Scheduled::spawn(move || LlamacppEngine::load(engine), front_end, config.scheduler)?;
+    Ok(Arc::new(scheduled))
+}
+
+#[cfg(feature = "llamacpp")]
+pub(crate) fn llamacpp_config(config: &LoadConfig) -> consort_llamacpp::LlamacppConfig {
+    use consort_llamacpp::{LlamacppConfig, ModelSource};
+
+    let (text, vision) = match &config.model {
+        ModelFiles::Bundled => {
+            (ModelSource::Static(crate::bundled::TEXT), Some(ModelSource::Static(crate::bundled::VISION)))
+        }
+        ModelFiles::Files { text, vision } => (ModelSource::Path(text.clone()), vision.clone().map(ModelSource::Path)),
+    };
+    LlamacppConfig { vision, policy: config.policy, threads: config.threads, ..LlamacppConfig::new(text) }
 }
 
 #[cfg(not(feature = "native"))]

@@ -3,11 +3,11 @@
 use std::fs;
 use std::sync::Arc;
 
-use consort_behavior::fixture::{Random, Setup};
+use consort_behavior::fixture::{MakeEngine, Random, Setup};
 use consort_behavior::{Case, Failure, Outcome};
 use consort_core::{AdapterSet, Device, DevicePolicy, ErrorKind, Position, Result, Step, StepInput, Want};
 
-use super::native::{Files, make};
+use super::native::Files;
 
 /// How a file is damaged.
 #[derive(Debug, Clone, Copy)]
@@ -25,8 +25,11 @@ enum Damage {
 const BATCHES: u64 = 4;
 const EACH: u64 = 25;
 
+/// How an engine is made of files.
+pub type MakeOf = fn(&Files) -> MakeEngine;
+
 /// Cases of `BATCHES` · `EACH` files for each kind of damage to the text model and, if there is one, the vision tower.
-pub fn cases(files: &Files) -> Vec<Case> {
+pub fn cases(files: &Files, make: MakeOf) -> Vec<Case> {
     let mut cases = Vec::new();
     for damage in [Damage::Header, Damage::Anywhere, Damage::Extreme, Damage::Truncated] {
         for vision in [false, true] {
@@ -35,7 +38,7 @@ pub fn cases(files: &Files) -> Vec<Case> {
                 let name = format!("damaged_{part}_file::{}_{batch}", format!("{damage:?}").to_lowercase());
                 let files = files.clone();
                 let missing = (vision && files.vision.is_none()).then_some("image_input");
-                cases.push(Case::new(name, missing, move || run(&files, damage, vision, batch)));
+                cases.push(Case::new(name, missing, move || run(&files, make, damage, vision, batch)));
             }
         }
     }
@@ -70,7 +73,7 @@ fn damaged(bytes: &[u8], header: usize, damage: Damage, random: &mut Random) -> 
     bytes
 }
 
-fn run(files: &Files, damage: Damage, vision: bool, batch: u64) -> Outcome {
+fn run(files: &Files, make: MakeOf, damage: Damage, vision: bool, batch: u64) -> Outcome {
     let original = if vision { files.vision.clone().ok_or("no vision tower")? } else { files.text.clone() };
     let bytes = fs::read(&original).map_err(|error| error.to_string())?;
     let header = header(&bytes, &original)?;
@@ -87,15 +90,15 @@ fn run(files: &Files, damage: Damage, vision: bool, batch: u64) -> Outcome {
         } else {
             broken.text = path.clone();
         }
-        tried(&broken).map_err(|failure| failure.during(&format!("file {file} of batch {batch}")))?;
+        tried(&broken, make).map_err(|failure| failure.during(&format!("file {file} of batch {batch}")))?;
     }
     let _ = fs::remove_file(&path);
     Ok(())
 }
 
-fn tried(files: &Files) -> Outcome {
+fn tried(files: &Files, make: MakeOf) -> Outcome {
     let setup = Setup { policy: DevicePolicy::Named(Device::Cpu), sequence_budget: Some(64 << 20) };
-    let mut engine = match make(files, 1)(&setup) {
+    let mut engine = match make(files)(&setup) {
         Ok(engine) => engine,
         Err(error) => {
             return match error.kind() {

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use consort_behavior::fixture::{EngineFixture, MakeEngine, NamedAdapter, Nature, RefusedAdapter};
+use consort_behavior::profile::Profile;
 use consort_behavior::toy::HashEngine;
 use consort_behavior::{Picture, fixture::Random};
-use consort_core::{AdapterFiles, Device, Engine, Result};
+use consort_core::{AdapterFiles, Device, Engine};
 
 // The parrot is an example of the core crate, which a contributor reads before any other engine.
 #[path = "../../../core/examples/parrot.rs"]
@@ -16,8 +17,18 @@ pub mod parrot;
 
 pub mod forgetful;
 pub mod hostile;
+#[cfg(feature = "llamacpp")]
+pub mod llamacpp;
 pub mod native;
 pub mod scheduled;
+
+/// What this build must show.
+pub fn profile() -> Result<Profile, String> {
+    let profile = Profile::read(&folder("profiles/default.toml"))?;
+    #[cfg(feature = "llamacpp")]
+    let profile = profile.with(Profile::read(&folder("profiles/llamacpp.toml"))?)?;
+    Ok(profile)
+}
 
 /// A folder of this crate.
 pub fn folder(name: &str) -> PathBuf {
@@ -31,7 +42,7 @@ pub fn lesson() -> Vec<u32> {
 }
 
 /// The parrot with its lesson.
-pub fn parrot() -> Result<EngineFixture> {
+pub fn parrot() -> consort_core::Result<EngineFixture> {
     let lesson = lesson();
     let make: MakeEngine =
         Arc::new(move |setup| Ok(Box::new(parrot::Parrot::new(64, &lesson, setup.policy)?) as Box<dyn Engine>));
@@ -43,7 +54,7 @@ fn adapter(config: &str, seed: u64) -> AdapterFiles {
 }
 
 /// The toy that notices everything.
-pub fn hash() -> Result<EngineFixture> {
+pub fn hash() -> consort_core::Result<EngineFixture> {
     let make: MakeEngine = Arc::new(|setup| Ok(Box::new(HashEngine::new(97, setup)?) as Box<dyn Engine>));
     let mut fixture = EngineFixture::new("hash", "", Device::Cpu, 1..90, make)?;
     fixture.nature = Nature { remembers: true, has_positions: true, keeps_budget: true };

@@ -143,12 +143,23 @@ fn embedding(files: &Files, setup: Setup) -> ReadEmbedding {
 
 /// The engine with a configuration of the goldens.
 pub fn fixture(model: &str, name: &str, files: &Files, threads: usize) -> Result<EngineFixture> {
+    fixture_of("native", model, name, make(files, threads), |setup| embedding(files, setup))
+}
+
+/// Any engine with a configuration of the goldens.
+pub fn fixture_of(
+    engine: &str,
+    model: &str,
+    name: &str,
+    make: MakeEngine,
+    embedding: impl Fn(Setup) -> ReadEmbedding,
+) -> Result<EngineFixture> {
     let golden = folder("golden");
-    let mut fixture = EngineFixture::new("native", name, Device::Cpu, 0..ORDINARY, make(files, threads))?;
+    let mut fixture = EngineFixture::new(engine, name, Device::Cpu, 0..ORDINARY, make)?;
     fixture.nature = Nature { remembers: true, has_positions: true, keeps_budget: true };
     fixture.golden = Some(Arc::new(Golden::read(&golden.join(model))?));
     if fixture.capability.image_input {
-        fixture.embedding = Some(embedding(files, fixture.setup()));
+        fixture.embedding = Some(embedding(fixture.setup()));
         let pictures = GoldenPicture::read_all(&golden.join("images"))?;
         // The first two of one grid, the third no square.
         for name in ["square", "other", "wide", "strip", "noise"] {
@@ -222,11 +233,21 @@ pub fn etude() -> Option<Result<EngineFixture>> {
 
 /// The engine with the study model in other files.
 pub fn etude_of(name: &str, files: &Files) -> Result<EngineFixture> {
+    study_of("native", name, make(files, 1), |setup| embedding(files, setup))
+}
+
+/// Any engine with the study model.
+pub fn study_of(
+    engine: &str,
+    name: &str,
+    make: MakeEngine,
+    embedding: impl Fn(Setup) -> ReadEmbedding,
+) -> Result<EngineFixture> {
     let golden = folder("golden/etude");
-    let mut fixture = EngineFixture::new("native", name, Device::Cpu, 0..ORDINARY, make(files, 1))?;
+    let mut fixture = EngineFixture::new(engine, name, Device::Cpu, 0..ORDINARY, make)?;
     fixture.nature = Nature { remembers: true, has_positions: true, keeps_budget: true };
     fixture.golden = Some(Arc::new(Golden::read(&golden)?));
-    fixture.embedding = Some(embedding(files, fixture.setup()));
+    fixture.embedding = Some(embedding(fixture.setup()));
     for picture in GoldenPicture::read_own(&golden)? {
         fixture.image_names.push(picture.name().into());
         fixture.images.push(picture);

@@ -99,6 +99,16 @@ pub fn native(model: &str) -> Result<BackendFixture> {
     Ok(BackendFixture { make, engine, user_turn: Some(Arc::new(user_turn)) })
 }
 
+/// llama.cpp with a configuration of the goldens.
+#[cfg(feature = "llamacpp")]
+pub fn llamacpp(model: &str) -> Result<BackendFixture> {
+    let files = native::converted(model, consort_forge::OutputType::F32)?;
+    let engine = super::llamacpp::fixture(model, model, &files, 1)?;
+    let setup = engine.setup();
+    let make = make(front_end()?, move || super::llamacpp::load(&files, 1, &setup));
+    Ok(BackendFixture { make, engine, user_turn: Some(Arc::new(user_turn)) })
+}
+
 /// The native engine with the study model, its own tokenizer and template. `None` before it has goldens.
 pub fn etude() -> Option<Result<BackendFixture>> {
     let engine = match native::etude()? {

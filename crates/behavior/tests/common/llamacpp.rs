@@ -1,0 +1,61 @@
+//! llama.cpp, on the goldens' models in the form that our own converter gives them.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use consort_behavior::fixture::{EngineFixture, MakeEngine, ReadEmbedding, Setup};
+use consort_core::{Engine, ImageProgress, Result};
+use consort_llamacpp::{CacheType, LlamacppConfig, LlamacppEngine};
+
+use super::native::{Files, fixture_of, study_of};
+
+/// The configurations in `golden/`.
+pub const MODELS: [&str; 7] = super::native::MODELS;
+
+/// Room for what the suite keeps at once; the models are tiny, but all of it is allocated with each engine.
+const TOTAL_TOKENS: usize = 8192;
+
+/// An engine of these files.
+pub fn load(files: &Files, threads: usize, setup: &Setup) -> Result<LlamacppEngine> {
+    LlamacppEngine::load(LlamacppConfig {
+        vision: files.vision.clone().map(Into::into),
+        policy: setup.policy,
+        threads: NonZeroUsize::new(threads),
+        // As the goldens were computed.
+        cache: CacheType::F32,
+        max_total_tokens: TOTAL_TOKENS,
+        sequence_memory_budget: setup.sequence_budget,
+        ..LlamacppConfig::new(files.text.clone())
+    })
+}
+
+/// Makes engines of these files.
+pub fn make(files: &Files, threads: usize) -> MakeEngine {
+    let files = files.clone();
+    Arc::new(move |setup| Ok(Box::new(load(&files, threads, setup)?) as Box<dyn Engine>))
+}
+
+/// Reads embeddings out of the engine.
+fn embedding(files: &Files, setup: Setup) -> ReadEmbedding {
+    let files = files.clone();
+    Arc::new(move |image| {
+        let mut engine = load(&files, 1, &setup)?;
+        let mut job = engine.begin_image(image)?;
+        loop {
+            match engine.advance_image(job)? {
+                ImageProgress::Pending(again) => job = again,
+                ImageProgress::Ready(handle) => return Ok(engine.image_embeddings(&handle)?.to_vec()),
+            }
+        }
+    })
+}
+
+/// The engine with a configuration of the goldens.
+pub fn fixture(model: &str, name: &str, files: &Files, threads: usize) -> Result<EngineFixture> {
+    fixture_of("llamacpp", model, name, make(files, threads), |setup| embedding(files, setup))
+}
+
+/// The engine with the study model in these files.
+pub fn study(name: &str, files: &Files) -> Result<EngineFixture> {
+    study_of("llamacpp", name, make(files, 1), |setup| embedding(files, setup))
+}
