@@ -46,7 +46,7 @@ install_build_tools() {
     command -v cmake >/dev/null || missing+=(cmake)
     command -v ccache >/dev/null || missing+=(ccache)
     # The binding generates its declarations with libclang and clang's headers.
-    command -v clang >/dev/null && ldconfig -p 2>/dev/null | grep -q libclang || missing+=(clang libclang-dev)
+    command -v clang >/dev/null && ldconfig -p 2>/dev/null | grep -q 'libclang[-.0-9]*so' || missing+=(clang libclang-dev)
     if [ "$(uname)" != Linux ] || [ ${#missing[@]} -eq 0 ]; then
         return
     fi

@@ -21,16 +21,28 @@ fn without_an_accelerator_it_refuses_and_says_what_to_do() {
 
 #[test]
 fn the_demo_sees_and_each_persona_keeps_its_manner() {
-    let demo = json(&["demo", "--device", "cpu", "--json"]);
+    for backend in consort::backends() {
+        the_demo_sees_with(backend.name());
+    }
+}
+
+fn the_demo_sees_with(backend: &str) {
+    let demo = json(&["demo", "--device", "cpu", "--backend", backend, "--json"]);
+    assert_eq!(demo["evidence"]["backend"], backend);
     let turns = demo["turns"].as_array().unwrap();
     assert_eq!(turns.len(), 9);
     let mut last_prompt = std::collections::HashMap::new();
     for turn in turns {
         let (persona, text) = (turn["persona"].as_str().unwrap(), turn["text"].as_str().unwrap());
         match persona {
-            "Ada" => assert!(!text.starts_with("Arr") && !text.starts_with("Certainly"), "{persona}: {text}"),
-            "Ben" => assert!(text.starts_with("Arr, ") && text.contains("matey"), "{persona}: {text}"),
-            _ => assert!(text.starts_with("Certainly, sir.") && text.contains("At your service."), "{persona}: {text}"),
+            "Ada" => {
+                assert!(!text.starts_with("Arr") && !text.starts_with("Certainly"), "{backend}, {persona}: {text}")
+            }
+            "Ben" => assert!(text.starts_with("Arr, ") && text.contains("matey"), "{backend}, {persona}: {text}"),
+            _ => assert!(
+                text.starts_with("Certainly, sir.") && text.contains("At your service."),
+                "{backend}, {persona}: {text}"
+            ),
         }
         if turn["question"] == "What colour is the circle?" {
             assert!(text.contains("red"), "{persona}: {text}");
