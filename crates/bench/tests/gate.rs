@@ -217,7 +217,7 @@ fn what_is_not_shown_is_not_kept() {
         ("accelerated only", |all| all[0].targets[0].evidence = None),
         ("accelerated only", |all| all[0].targets[0].evidence.as_mut().unwrap().accelerator = false),
         ("accelerated only", |all| {
-            all[0].targets[0].evidence.as_mut().unwrap().strays = vec!["SSM_CONV on cpu".into()]
+            all[0].targets[0].evidence.as_mut().unwrap().strays = vec!["SSM_CONV on cpu".into()];
         }),
         ("quality: KL divergence, mean", |all| all[0].quality[0].divergence.kl.mean = 0.1),
         ("quality: same first choice", |all| all[0].quality[0].divergence.top1_agreement = 0.5),

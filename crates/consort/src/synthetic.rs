@@ -111,6 +111,7 @@ impl SyntheticModel {
         let mut config = dimensions(&self.size).ok_or_else(|| unknown(&self.size))?;
         config.tokenizer = Some(tokenizer);
         config.weight_type = self.mix.base();
+        config.file_type = Some(self.mix.file_type());
         let shapes = config.shapes()?;
         let heads_per_key = config.heads / config.kv_heads.max(1);
         let types = mix_types(self.mix, &shapes, heads_per_key);

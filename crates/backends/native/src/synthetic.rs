@@ -43,6 +43,8 @@ pub struct SyntheticConfig {
     pub weight_type: TensorType,
     /// Matrices of these names are stored in these types instead, as a mix such as Q4_K_M has it.
     pub types: BTreeMap<String, TensorType>,
+    /// What `general.file_type` says, the number of a mix in llama.cpp's table; it is for people.
+    pub file_type: Option<u32>,
     /// The same seed gives the same model.
     pub seed: u64,
     /// Rows of the embedding table.
@@ -115,6 +117,7 @@ impl SyntheticConfig {
         Self {
             weight_type: TensorType::F32,
             types: BTreeMap::new(),
+            file_type: None,
             seed: 1,
             vocab: 96,
             hidden: 32,
@@ -142,6 +145,7 @@ impl SyntheticConfig {
         Self {
             weight_type: TensorType::F16,
             types: BTreeMap::new(),
+            file_type: None,
             seed: 1,
             vocab: 248_320,
             hidden: 1024,
@@ -276,6 +280,10 @@ impl SyntheticConfig {
         file.writer.set("general.type", "model");
         file.writer.set("general.name", "synthetic");
         file.writer.set("general.description", "random weights: the time and the memory of a model, and no sense");
+        if let Some(file_type) = self.file_type {
+            file.writer.set("general.file_type", file_type);
+            file.writer.set("general.quantization_version", 2_u32);
+        }
         file.writer.set("qwen35.attention.layer_norm_rms_epsilon", 1e-6_f32);
         file.writer.set("qwen35.rope.freq_base", 1e7_f32);
         file.writer.set("qwen35.rope.dimension_sections", vec![t, h, w, 0]);

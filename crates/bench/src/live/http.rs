@@ -183,6 +183,8 @@ pub(super) fn agent(timeout: Duration) -> ureq::Agent {
         .timeout_global(Some(timeout))
         .http_status_as_error(false)
         .max_redirects(0)
+        // A kept connection that the server closes meanwhile would cost a request. Each pays for its own.
+        .max_idle_connections(0)
         .build()
         .new_agent()
 }

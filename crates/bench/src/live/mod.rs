@@ -45,7 +45,7 @@ pub use neighbour::{NeighbourConfig, fair_share};
 pub use peer::{Peer, PeerConfig};
 pub use room::RoomConfig;
 pub use run::{BlockRecord, RunConfig, Step, WHOLE_BLOCK, run};
-pub use search::{Candidate, SearchReport, SearchSpace, search};
+pub use search::{Candidate, Open, SearchReport, SearchSpace, search};
 pub use solo::SoloConfig;
 pub use target::{About, Beat, Beats, Counted, Evidence, InProcess, ModelAbout, Process, Target, Transport};
 pub use words::WORDS;

@@ -156,7 +156,7 @@ impl Peer {
         let mut http = HttpConfig { name: config.name.clone(), url, ..http };
         http.settings.insert("command".into(), shown(&command));
         variables.remove("port");
-        http.settings.extend(variables);
+        http.settings.extend(variables.into_iter().map(|(key, value)| (key, last_part(&value).to_owned())));
         let process = Process::Child(running.child.id());
         let target = HttpTarget::connect(http, process).map_err(|error| running.with_log(error))?;
         Ok(Self { target, running })
@@ -206,8 +206,11 @@ impl Running {
 
 /// The command without the folders of this machine.
 fn shown(command: &[String]) -> String {
-    let last = |word: &String| word.rsplit('/').next().unwrap_or_default().to_owned();
-    command.iter().map(last).collect::<Vec<_>>().join(" ")
+    command.iter().map(|word| last_part(word)).collect::<Vec<_>>().join(" ")
+}
+
+fn last_part(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
 }
 
 fn free_port() -> Result<u16> {

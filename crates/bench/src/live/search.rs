@@ -126,16 +126,14 @@ pub struct SearchReport {
     pub chosen: usize,
 }
 
+/// What opens a target with the values of a combination.
+pub type Open<'a> = dyn FnMut(&BTreeMap<String, String>) -> Result<Box<dyn Target>> + 'a;
+
 /// Tries each combination with a short `solo` and tells which is best. `open` starts a target with the given values.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidConfig`] when none of them works; it shows why the first did not.
-pub fn search(
-    name: &str,
-    space: &SearchSpace,
-    seed: u64,
-    open: &mut dyn FnMut(&BTreeMap<String, String>) -> Result<Box<dyn Target>>,
-) -> Result<SearchReport> {
+pub fn search(name: &str, space: &SearchSpace, seed: u64, open: &mut Open<'_>) -> Result<SearchReport> {
     let config = SoloConfig { prompt_tokens: vec![256], decode_prompt: 32, decode_tokens: 24 };
     let run = RunConfig { stream_bytes: None, ..RunConfig::default() };
     let mut candidates = Vec::new();

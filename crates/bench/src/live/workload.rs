@@ -13,8 +13,10 @@ pub const WORKLOAD_SCHEMA: u32 = 1;
 const MAX_FILE: u64 = 256 << 20;
 /// The most requests of a workload: each lane of a phase is a thread, and each request a line of a report's raw data.
 const MAX_ASKS: usize = 1 << 20;
-/// The most lanes of a phase.
+/// The most lanes of a phase, and the most threads of a neighbour.
 const MAX_LANES: usize = 256;
+/// The most pictures of a workload: all are held in memory.
+const MAX_PICTURES: usize = 1024;
 
 /// From what a workload was made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -288,6 +290,16 @@ impl Workload {
         {
             return Err(invalid(format!("a phase has {} lanes; at most {MAX_LANES} run", phase.lanes.len())));
         }
+        let beside = self.blocks.iter().flat_map(|block| &block.phases).filter_map(|phase| phase.beside);
+        if let Some(neighbour) = beside.into_iter().find(|neighbour| !(1..=MAX_LANES).contains(&neighbour.threads)) {
+            return Err(invalid(format!("a neighbour has 1 to {MAX_LANES} threads, not {}", neighbour.threads)));
+        }
+        if self.pictures.len() > MAX_PICTURES {
+            return Err(invalid(format!(
+                "the workload has {} pictures; at most {MAX_PICTURES} are held",
+                self.pictures.len()
+            )));
+        }
         for ask in all() {
             let pictures = ask.messages.iter().flat_map(|message| &message.parts).filter_map(|part| match part {
                 Part::Picture(index) => Some(*index),
@@ -366,7 +378,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w.json");
         let good = Workload::generate(Settings::Solo(SoloConfig::default()), 1, 1).unwrap();
-        let wrongs: [fn(&mut Workload); 4] = [
+        let wrongs: [fn(&mut Workload); 7] = [
+            |w| w.pictures = vec![Picture { seed: 1, side: 64 }; 1025],
+            |w| w.pictures = vec![Picture { seed: 1, side: 1 << 30 }],
+            |w| w.blocks[0].phases[0].beside = Some(Neighbour { threads: 1 << 40, pinned: false }),
             |w| w.schema = 2,
             |w| w.blocks.clear(),
             |w| w.blocks[0].phases[0].lanes[0].asks[0].adapter = Some(0),

@@ -1,6 +1,5 @@
 //! The report's picture: one panel a figure, one bar a target and group, with its range.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::{Report, Row};
@@ -61,11 +60,11 @@ impl Report {
         y += 14.0;
         let _ = writeln!(body, r#"<text class="h" x="12" y="{y:.0}">{} ({better})</text>"#, escaped(metric.title()));
         y += 8.0;
-        let groups: BTreeSet<&str> = rows.iter().map(|row| row.group.as_str()).collect();
+        let groups = self.workload.groups.iter().filter(|group| rows.iter().any(|row| row.group == **group));
         for group in groups {
             let _ = writeln!(body, r#"<text x="12" y="{:.0}">{}</text>"#, y + BAR - 2.0, escaped(group));
             for (index, target) in self.targets.iter().enumerate() {
-                let Some(row) = rows.iter().find(|row| row.group == group && row.target == target.name) else {
+                let Some(row) = rows.iter().find(|row| row.group == *group && row.target == target.name) else {
                     continue;
                 };
                 let at = |value: f64| LABELS + BARS * value / most;

@@ -1,6 +1,6 @@
 //! The report for people.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::{NOISY_SPREAD, Quality, Report, Summary};
@@ -87,13 +87,10 @@ impl Report {
         let targets: Vec<_> = self.targets.iter().filter(|target| target.transport == transport).collect();
         let Some(first) = targets.first() else { return };
         let _ = writeln!(text, "## Figures, {}\n", transport.describe());
-        let groups: BTreeSet<&str> = self
-            .rows
-            .iter()
-            .filter(|row| targets.iter().any(|target| target.name == row.target))
-            .map(|row| row.group.as_str())
-            .collect();
-        for group in groups {
+        let measured = |group: &&String| {
+            self.rows.iter().any(|row| row.group == **group && targets.iter().any(|target| target.name == row.target))
+        };
+        for group in self.workload.groups.iter().filter(measured) {
             let _ = write!(text, "### {group}\n\n| |");
             for target in &targets {
                 let _ = write!(text, " {} |", cell(&target.name));
@@ -160,8 +157,9 @@ impl Report {
                     );
                 }
             }
-            for (name, [finished, cancelled, failed]) in groups {
-                let (prompt, reused, completion) = tokens.get(name).copied().unwrap_or_default();
+            for name in &self.workload.groups {
+                let Some([finished, cancelled, failed]) = groups.get(name.as_str()) else { continue };
+                let (prompt, reused, completion) = tokens.get(name.as_str()).copied().unwrap_or_default();
                 let known = |count: Option<u64>| count.map_or_else(|| "not said".into(), |count| count.to_string());
                 let _ = writeln!(
                     text,

@@ -106,13 +106,23 @@ pub struct WorkloadAbout {
     pub repeats: usize,
     /// [`Workload::digest`].
     pub digest: String,
+    /// Groups of requests, in the order in which they come. The last is [`WHOLE_BLOCK`](crate::live::WHOLE_BLOCK).
+    pub groups: Vec<String>,
 }
 
 impl WorkloadAbout {
     /// What a report says of a workload.
     #[must_use]
     pub fn of(workload: &Workload) -> Self {
+        let mut groups: Vec<String> = Vec::new();
+        for ask in workload.asks() {
+            if !groups.contains(&ask.group) {
+                groups.push(ask.group.clone());
+            }
+        }
+        groups.push(crate::live::WHOLE_BLOCK.to_owned());
         Self {
+            groups,
             settings: workload.settings.clone(),
             seed: workload.seed,
             repeats: workload.blocks.len(),

@@ -62,17 +62,17 @@ impl Server {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let seen = Arc::clone(&shared);
-                std::thread::spawn(move || serve(stream, manner, &seen));
+                std::thread::spawn(move || serve(&stream, manner, &seen));
             }
         });
         Self { url, seen }
     }
 }
 
-fn serve(stream: TcpStream, manner: Manner, seen: &Mutex<Seen>) {
+fn serve(stream: &TcpStream, manner: Manner, seen: &Mutex<Seen>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     while let Some((path, body)) = request(&mut reader) {
-        let keep = answer(&stream, manner, &path, &body, seen);
+        let keep = answer(stream, manner, &path, &body, seen);
         if !keep {
             drop(stream.shutdown(std::net::Shutdown::Both));
             return;

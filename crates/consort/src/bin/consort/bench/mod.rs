@@ -107,7 +107,32 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
 }
 
-/// As it was typed, without the folder of the program.
+/// As it was typed, without the folders of this machine: reports are published.
 fn command_line() -> String {
-    std::iter::once("consort".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
+    let arguments = std::env::args().skip(1).map(|argument| without_folders(&argument));
+    std::iter::once("consort".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
+/// Of every absolute path in an argument, also behind a `=` or a `,`, the last part.
+fn without_folders(argument: &str) -> String {
+    let mut text = String::new();
+    for word in argument.split_inclusive([' ', '=', ',']) {
+        let short =
+            if word.starts_with('/') { word.trim_end_matches('/').rsplit('/').next().unwrap_or(word) } else { word };
+        text.push_str(short);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_folder_of_this_machine_is_shown() {
+        let shown =
+            without_folders("llama=/opt/x/llama-server -m {model} --lora /tmp/a,b=/tmp/c/d.gguf --url http://h/v1");
+        assert_eq!(shown, "llama=llama-server -m {model} --lora a,b=d.gguf --url http://h/v1");
+        assert_eq!(without_folders("out/dir"), "out/dir");
+    }
 }
