@@ -111,6 +111,9 @@ pub struct EngineFixture {
     pub refused_adapters: Vec<RefusedAdapter>,
     /// What the reference implementation computed for this model.
     pub golden: Option<Arc<Golden>>,
+    /// How many times further from the reference an image's embedding, and logits after an image, may be than what an engine
+    /// computes in single precision: 1 unless the engine's vision tower is known to round.
+    pub vision_rounding: f32,
 }
 
 impl EngineFixture {
@@ -135,6 +138,7 @@ impl EngineFixture {
             activated_adapters: Vec::new(),
             refused_adapters: Vec::new(),
             golden: None,
+            vision_rounding: 1.0,
         })
     }
 

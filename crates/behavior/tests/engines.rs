@@ -83,18 +83,23 @@ fn etude() -> Option<Result<Registered>> {
 #[cfg(feature = "llamacpp")]
 mod llamacpp {
     use super::{
-        EngineFixture, LOGITS, OutputType, Registered, Result, TensorType, engine_cases, hostile, native, pair_cases,
+        EngineFixture, OutputType, Registered, Result, TensorType, engine_cases, hostile, native, pair_cases,
         registered, whole,
     };
     use crate::common::llamacpp::{MODELS, fixture, make, study};
 
     /// The largest difference of one of the study model's logits where activations are rounded to eight bits, for prompts of
-    /// random tokens.
-    const ROUNDED_LOGITS: f32 = 1.0;
+    /// random tokens: 1.3 was seen, with Q4_K.
+    const ROUNDED_LOGITS: f32 = 2.0;
+    /// The same for the small random models where activations are rounded as weights are, to sixteen bits: 0.031 was seen with
+    /// F16, 0.071 with BF16.
+    const HALF_LOGITS: f32 = 0.15;
+    /// Batches and chunks, which may change a logit by what the engine declares.
+    const OF_INTEREST: [&str; 4] = ["a_batch_of_8", "chunks_of", "fork_after", "a_past_is_as_it_was"];
 
     pub(crate) fn all() -> Vec<Result<Registered>> {
         let mut all: Vec<_> = MODELS.iter().map(|model| configuration(model)).collect();
-        all.extend([OutputType::F16, OutputType::BF16, OutputType::Q8_0].map(stored_as));
+        all.extend([OutputType::F16, OutputType::BF16].map(stored_as));
         all.push(etude());
         all.extend([TensorType::Q8_0, TensorType::Q4K, TensorType::Q6K, TensorType::Q4_0].map(etude_as));
         all
@@ -111,19 +116,25 @@ mod llamacpp {
         Ok(all)
     }
 
-    /// A file of another type against its own dequantized file, both in this engine, and the goldens where it holds their
-    /// numbers.
+    /// A file of half the size against its own widened file in the native engine.
     fn stored_as(kind: OutputType) -> Result<Registered> {
         let files = native::converted("plain", kind)?;
         let one = fixture("plain", &format!("plain-{kind}").to_lowercase(), &files, 1)?;
         let reference = native::fixture("plain", "dequantized", &native::dequantized(&files)?, 1)?;
-        Ok(registered(&one, pair_cases(&one, &reference, one.capability.logit_tolerance)))
+        let mut cases = pair_cases(&one, &reference, HALF_LOGITS);
+        cases.extend(of_interest(&one));
+        Ok(registered(&one, cases))
     }
 
     /// The study model: its goldens.
     fn etude() -> Result<Registered> {
         let one = study("etude", &native::etude_files(OutputType::F32)?)?;
         Ok(registered(&one, goldens(&one)))
+    }
+
+    fn of_interest(fixture: &EngineFixture) -> impl Iterator<Item = consort_behavior::Case> {
+        let wanted = |case: &consort_behavior::Case| OF_INTEREST.iter().any(|name| case.name().starts_with(name));
+        engine_cases(fixture).into_iter().filter(wanted)
     }
 
     fn goldens(fixture: &EngineFixture) -> Vec<consort_behavior::Case> {
@@ -135,7 +146,9 @@ mod llamacpp {
         let files = native::quantized(&native::etude_files(OutputType::F32)?, kind)?;
         let one = study(&format!("etude-{kind}").to_lowercase(), &files)?;
         let reference = native::etude_of("dequantized", &native::dequantized(&files)?)?;
-        Ok(registered(&one, pair_cases(&one, &reference, ROUNDED_LOGITS.max(LOGITS))))
+        let mut cases = pair_cases(&one, &reference, ROUNDED_LOGITS);
+        cases.extend(of_interest(&one));
+        Ok(registered(&one, cases))
     }
 }
 

@@ -101,8 +101,14 @@ fn adapters(rig: &mut Rig<'_>, case: &GoldenCase) -> Outcome<AdapterSet> {
     Ok(AdapterSet::new(bindings)?)
 }
 
+/// How far the logits of a case may be from the reference.
+fn tolerance(fixture: &EngineFixture, case: &GoldenCase) -> f32 {
+    if case.images.is_empty() { LOGITS } else { LOGITS * fixture.vision_rounding }
+}
+
 fn logits(fixture: &EngineFixture, golden: &Golden, case: &GoldenCase) -> Outcome {
     let mut rig = Rig::new(fixture)?;
+    let tolerance = tolerance(fixture, case);
     let script = script(&mut rig, case)?;
     let adapters = adapters(&mut rig, case)?;
     let rows = golden.logits(case).ok_or("the goldens lack a tensor")?;
@@ -112,7 +118,7 @@ fn logits(fixture: &EngineFixture, golden: &Golden, case: &GoldenCase) -> Outcom
         let all = rig.read_all(seq, &script)?;
         rig.engine.release(seq);
         for (at, expected) in case.logits.at.iter().zip(rows.iter()) {
-            within(&all[*at], expected, LOGITS, &format!("token {at} of {} against the reference", all.len()))?;
+            within(&all[*at], expected, tolerance, &format!("token {at} of {} against the reference", all.len()))?;
         }
     }
     // And in chunks that end where the reference was asked.
@@ -121,7 +127,7 @@ fn logits(fixture: &EngineFixture, golden: &Golden, case: &GoldenCase) -> Outcom
     let mut last = Vec::new();
     for (at, expected) in case.logits.at.iter().zip(rows.iter()) {
         last = rig.read_range(seq, &script, from..at + 1, usize::MAX / 2)?;
-        within(&last, expected, LOGITS, &format!("token {at}, in chunks, against the reference"))?;
+        within(&last, expected, tolerance, &format!("token {at}, in chunks, against the reference"))?;
         from = at + 1;
     }
     if let Some(base) = &case.base {
@@ -143,7 +149,7 @@ fn greedy(fixture: &EngineFixture, golden: &Golden, case: &GoldenCase) -> Outcom
     let (tokens, last) = rig.greedy(seq, row, script.next(), continuation.tokens.len())?;
     ensure!(tokens == continuation.tokens, "greedy tokens {tokens:?}, of the reference {:?}", continuation.tokens);
     let expected = golden.last_logits(continuation).ok_or("the goldens lack a tensor")?;
-    within(&last, expected, LOGITS, "the logits at the continuation's end against the reference")?;
+    within(&last, expected, tolerance(fixture, case), "the logits at the continuation's end against the reference")?;
     ensure!(first_maximum(expected) == tokens[tokens.len() - 1], "the goldens contradict themselves");
     Ok(())
 }
@@ -157,5 +163,6 @@ fn embedding(fixture: &EngineFixture, golden: &Golden, name: &str) -> Outcome {
     ensure!(values.len() == expected.len(), "an embedding of {} numbers, not {}", values.len(), expected.len());
     let square: f64 = expected.iter().map(|value| f64::from(*value).powi(2)).sum();
     let scale = (square / expected.len().max(1) as f64).sqrt() as f32;
-    within(&values, expected, EMBEDDINGS * scale, &format!("the embedding (root mean square {scale})"))
+    let tolerance = EMBEDDINGS * fixture.vision_rounding * scale;
+    within(&values, expected, tolerance, &format!("the embedding (root mean square {scale})"))
 }

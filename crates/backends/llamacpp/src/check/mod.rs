@@ -77,7 +77,7 @@ fn only_known(metadata: &Metadata, prefix: &str, known: &[&str]) -> Result<()> {
 fn tensors(file: &Gguf, expected: &[Expected], skipped: impl Fn(&str) -> bool) -> Result<()> {
     for wanted in expected {
         let info = file.require_tensor(&wanted.name)?;
-        if info.dims != wanted.dims {
+        if significant(&info.dims) != significant(&wanted.dims) {
             return Err(Error::new(
                 ErrorKind::InvalidModel,
                 format!("this tensor must be {:?} by the metadata, and is {:?}", wanted.dims, info.dims),
@@ -100,6 +100,12 @@ fn tensors(file: &Gguf, expected: &[Expected], skipped: impl Fn(&str) -> bool) -
             Err(unsupported("tensor", &stranger.name, "this tensor is not known here, or not in this place"))
         }
     }
+}
+
+/// Without the ones at the end, which say nothing.
+fn significant(dims: &[u64]) -> &[u64] {
+    let end = dims.iter().rposition(|&dim| dim != 1).map_or(0, |last| last + 1);
+    &dims[..end]
 }
 
 fn takes(numbers: Numbers, kind: TensorType) -> bool {

@@ -1,5 +1,7 @@
 //! The text model: its dimensions, keys and tensors.
 
+use std::collections::HashSet;
+
 use consort_core::{ErrorKind, Result};
 use consort_gguf::{Gguf, Metadata};
 
@@ -289,14 +291,24 @@ impl TextShape {
     }
 }
 
-/// Rows of the embedding table, which the list of tokens must have too: llama.cpp counts the list.
+/// Rows of the embedding table, which the list of tokens must have too: llama.cpp counts the list, as strings that end at
+/// their first zero byte, and asserts that no two are equal (docs/upstream/llamacpp-duplicate-tokens.md).
 fn vocabulary(file: &Gguf) -> Result<usize> {
-    let tokens = "tokenizer.ggml.tokens";
-    let count = file.metadata().array_of_strings(tokens)?.len();
-    if count == 0 || i32::try_from(count).is_err() {
-        return Err(invalid(tokens, format!("{count} tokens are no vocabulary")));
+    let key = "tokenizer.ggml.tokens";
+    let tokens = file.metadata().array_of_strings(key)?;
+    if tokens.is_empty() || i32::try_from(tokens.len()).is_err() {
+        return Err(invalid(key, format!("{} tokens are no vocabulary", tokens.len())));
     }
-    Ok(count)
+    let mut seen = HashSet::with_capacity(tokens.len());
+    for (index, token) in tokens.iter().enumerate() {
+        if token.is_empty() || token.contains('\0') || !seen.insert(token.as_str()) {
+            return Err(invalid(
+                key,
+                format!("token {index} is empty, has a zero byte or stands there twice: {token:?}"),
+            ));
+        }
+    }
+    Ok(tokens.len())
 }
 
 fn experts(metadata: &Metadata, key: &impl Fn(&str) -> String) -> Result<(usize, usize)> {
