@@ -1,7 +1,7 @@
 //! A thousand requests, of which 999 are given up: the last is served like the first, and nothing is left behind.
 //!
 //! How fast it is served is printed and not judged: the machine is shared. Memory is judged.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

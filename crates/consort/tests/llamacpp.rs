@@ -1,6 +1,6 @@
 //! What `consort convert` and `consort quantize` write, in llama.cpp.
 #![cfg(feature = "llamacpp")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 
