@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use consort_core::{Error, ErrorKind};
 use consort_forge::{
     ConvertConfig, Importance, Mix, OutputType, Overwrite, QuantizeConfig, QuantizeReport, Reason, Requantize, Spread,
-    convert, quantize, quantize_plan,
+    convert, mix_types, quantize, quantize_plan,
 };
 use consort_gguf::{Gguf, GgufWriter, Metadata, TensorInfo, TensorType, dequantize};
 use tempfile::TempDir;
@@ -453,5 +453,21 @@ fn importance_is_read_and_used() {
     let file = fs::read(&imatrix).unwrap();
     for end in (0..file.len()).step_by(61) {
         Gguf::from_bytes(file[..end].to_vec()).and_then(|gguf| Importance::read(&gguf)).unwrap_err();
+    }
+}
+
+#[test]
+fn a_mix_by_names_alone_is_the_plan_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let gguf = Gguf::open(&etude()).unwrap();
+    let shapes: Vec<(String, Vec<u64>)> = gguf.tensors().map(|info| (info.name.clone(), info.dims.clone())).collect();
+    for mix in Mix::all() {
+        let plan = quantize_plan(&QuantizeConfig::new(etude(), folder.path().join("out.gguf"), mix)).unwrap();
+        let types = mix_types(mix, &shapes, 2);
+        assert_eq!(types.len(), plan.tensors.len());
+        for (kind, planned) in types.into_iter().zip(plan.tensors) {
+            let wanted = (planned.reason != Reason::Kept).then_some(planned.to);
+            assert_eq!(kind, wanted, "{mix}: {}", planned.name);
+        }
     }
 }

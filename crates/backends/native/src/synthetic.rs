@@ -348,6 +348,9 @@ impl SyntheticConfig {
         file.writer.set("clip.vision.image_mean", vec![0.5_f32; 3]);
         file.writer.set("clip.vision.image_std", vec![0.5_f32; 3]);
         file.writer.set("clip.vision.is_deepstack_layers", vec![false; blocks as usize]);
+        // The family's own limits, said aloud: engines have other defaults.
+        file.writer.set("clip.vision.image_min_pixels", 65_536_u32);
+        file.writer.set("clip.vision.image_max_pixels", 16_777_216_u32);
         file.writer.set("clip.projector_type", "qwen3vl_merger");
         file.writer.set("clip.has_vision_encoder", true);
         file.writer.set("clip.use_gelu", true);

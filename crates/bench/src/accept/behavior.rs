@@ -108,7 +108,7 @@ test other::x ... ok
 test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s
 
 running 2 tests
-test profile::native (475 of 480 cases executed, at least 475; 12 do not apply) ... ok
+test profile::native (475 of 480 cases executed, at least 475; 12 do not apply)    ... ok
 test profile::other (3 of 3 cases executed, at least 5; 0 do not apply) ... FAILED
 ";
 
