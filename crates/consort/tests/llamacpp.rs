@@ -1,53 +1,63 @@
-//! What `consort convert` and `consort quantize` write, in llama.cpp.
+//! The bundled model on llama.cpp, through the facade: it sees the picture, and three personas answer at once.
 #![cfg(feature = "llamacpp")]
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used)]
 
-mod common;
+use std::sync::Arc;
 
-use common::{json, succeed};
+use consort::core::{
+    AdapterUse, ChatMessage, ChatPrompt, ContentPart, Device, DevicePolicy, ErrorKind, Event, GenerateRequest,
+    ImageInput, ModelBackend, Prompt, Role, Thinking, block_on,
+};
+use consort::{Backend, LoadConfig, ModelFiles, bundled};
 
-/// The same file in both engines, on the same tokens: the distributions are the same but for how each rounds.
-#[test]
-fn quantized_files_say_the_same_in_llamacpp() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    succeed(&["convert", "--type", "f32", "--output", &path(""), "models/etude"]);
-    for kind in ["Q8_0", "Q4_K_M", "Q3_K_M", "Q6_K", "Q4_0", "IQ4_XS"] {
-        let file = path(&format!("etude-{kind}.gguf"));
-        succeed(&["quantize", "--type", kind, &path("etude-F32.gguf"), &file]);
-        agree(&file, kind, 1e-3, 0.97);
-    }
-    // Nothing is rounded but attention's keys and values, which llama.cpp keeps in half precision.
-    agree(&path("etude-F32.gguf"), "F32", 1e-5, 0.995);
+fn load(backend: Backend, policy: DevicePolicy) -> consort::core::Result<Arc<dyn ModelBackend>> {
+    consort::load(LoadConfig { backend: Some(backend), policy, ..LoadConfig::new(ModelFiles::Bundled) })
 }
 
-fn agree(file: &str, kind: &str, most: f64, least_top: f64) {
-    let found = json(&[
-        "kld",
-        "--device",
-        "cpu",
-        "--builtin",
-        "--max-tokens",
-        "1200",
-        "--context",
-        "128",
-        "--backend",
-        "llamacpp",
-        "--model",
-        file,
-        "--against-backend",
-        "native",
-        "--against",
-        file,
-        "--json",
-    ]);
-    assert_eq!(
-        (&found["evidence"]["model"]["backend"], &found["evidence"]["against"]["backend"]),
-        (&"llamacpp".into(), &"native".into())
-    );
-    let (kl, top) =
-        (found["result"]["kl"]["mean"].as_f64().unwrap(), found["result"]["top1_agreement"].as_f64().unwrap());
-    println!("{kind}: llama.cpp against native, mean KL divergence {kl:.2e}, same first choice {:.2}%", 100.0 * top);
-    assert!(kl <= most, "{kind}: {kl}");
-    assert!(top >= least_top, "{kind}: {top}");
+/// What each of these personas says of the demo's picture, all at once.
+fn answers(backend: &dyn ModelBackend) -> Vec<String> {
+    let mut adapters = vec![Vec::new()];
+    for adapter in bundled::ADAPTERS {
+        block_on(backend.load_adapter(adapter.name, adapter.files())).unwrap();
+        adapters.push(vec![AdapterUse { id: adapter.name.into(), scale: 1.0 }]);
+    }
+    let streams: Vec<_> = adapters
+        .into_iter()
+        .map(|adapters| {
+            let picture = ContentPart::Image(ImageInput::Encoded(bundled::DEMO_PICTURE.into()));
+            let question = ContentPart::Text("What colour is the circle?".into());
+            let message = ChatMessage::new(Role::User, vec![picture, question]);
+            let prompt = ChatPrompt { messages: vec![message], thinking: Thinking::Off, ..ChatPrompt::default() };
+            backend
+                .generate(GenerateRequest {
+                    adapters,
+                    max_tokens: Some(24),
+                    ..GenerateRequest::new(Prompt::Chat(prompt))
+                })
+                .unwrap()
+        })
+        .collect();
+    let text = |event| match event {
+        Ok(Event::Tokens { text, .. }) => text,
+        Ok(_) => String::new(),
+        Err(error) => panic!("{error}"),
+    };
+    streams.into_iter().map(|stream| stream.blocking().map(text).collect()).collect()
+}
+
+#[test]
+fn three_personas_see_the_same_picture() {
+    let backend = load(Backend::Llamacpp, DevicePolicy::Named(Device::Cpu)).unwrap();
+    let answers = answers(&*backend);
+    assert!(answers.iter().all(|answer| answer.contains("red")), "{answers:?}");
+    assert!(answers[0] != answers[1] && answers[1] != answers[2], "the adapters say the same: {answers:?}");
+    assert_eq!(backend.evidence().device, Device::Cpu);
+}
+
+#[test]
+#[cfg(not(any(feature = "metal", feature = "cuda", feature = "vulkan")))]
+fn a_build_for_the_processor_refuses_unless_it_is_named() {
+    let error = load(Backend::Llamacpp, DevicePolicy::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DevicePolicy);
+    assert!(error.to_string().contains("--device cpu") && error.to_string().contains("vulkan"), "{error}");
 }

@@ -37,6 +37,8 @@ pub struct LlamacppEngine {
     pub(crate) capability: Capability,
     max_image_patches: usize,
     next_id: u64,
+    /// How often every past was lost: what was parked before the last time is gone.
+    pub(crate) losses: u64,
     pub(crate) loaded: Loaded,
 }
 
@@ -64,6 +66,7 @@ pub(crate) struct EncodedImage {
 #[derive(Debug)]
 struct ParkedPast {
     engine: u64,
+    losses: u64,
     past: std::cell::RefCell<Past>,
     adapters: AdapterSet,
 }
@@ -120,6 +123,7 @@ impl LlamacppEngine {
             capability,
             max_image_patches: config.max_image_patches,
             next_id: 0,
+            losses: 0,
             loaded,
         })
     }
@@ -257,6 +261,11 @@ impl LlamacppEngine {
                 .with_backend(NAME)
                 .with_operation(operation));
         }
+        if kept.losses != self.losses {
+            return Err(Error::new(ErrorKind::Poisoned, "this past was lost when a batch failed: replay it")
+                .with_backend(NAME)
+                .with_operation(operation));
+        }
         let set = set.unwrap_or(&kept.adapters);
         let len = kept.past.borrow().len();
         let weights = self.agree((len, &kept.adapters, &[]), set, operation)?;
@@ -370,6 +379,9 @@ impl Engine for LlamacppEngine {
                     running.push(one);
                     None
                 }
+                Err(error) if error.kind() == ErrorKind::Poisoned => {
+                    Some(StepOutcome::Poisoned(error.with_backend(NAME)))
+                }
                 Err(error) => Some(StepOutcome::Refused(error.with_backend(NAME))),
             });
         }
@@ -414,7 +426,7 @@ impl Engine for LlamacppEngine {
         self.loaded.context.copy(source.past.slot.number, slot.number);
         let past = source.past.share(slot, &self.pool);
         let adapters = source.adapters.clone();
-        let kept = ParkedPast { engine: self.id, past: past.into(), adapters };
+        let kept = ParkedPast { engine: self.id, losses: self.losses, past: past.into(), adapters };
         Ok(Parked::new(Rc::new(kept), tokens, bytes))
     }
 

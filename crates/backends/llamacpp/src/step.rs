@@ -32,8 +32,6 @@ pub(crate) struct Running<'s> {
     /// Embeddings `[tokens, hidden]` of what is no plain token.
     embeddings: Option<Vec<f32>>,
     parts: Vec<Part>,
-    /// The library's last position of the sequence before the step.
-    end: i32,
     /// Rows of logits, or of hidden states, as they come.
     rows: Vec<f32>,
     outcome: Option<StepOutcome>,
@@ -101,8 +99,7 @@ impl LlamacppEngine {
         let sequence = self.sequences.get_mut(&step.seq).ok_or_else(|| unknown(step.seq))?;
         sequence.past.grow(pool, count)?;
         let (slot, parts) = (sequence.past.slot.number, parts(sequence, count));
-        let end = self.loaded.context.end(slot);
-        Ok(Running { index, step, slot, embeddings, parts, end, rows: Vec::new(), outcome: None })
+        Ok(Running { index, step, slot, embeddings, parts, rows: Vec::new(), outcome: None })
     }
 
     /// Rows of the embedding table. The library gives a token one position for all three components, so tokens that stand
@@ -123,14 +120,19 @@ impl LlamacppEngine {
     /// Runs the accepted steps, part by part; each has its place and its outcome.
     pub(crate) fn run(&mut self, mut running: Vec<Running<'_>>) -> Vec<(usize, StepOutcome)> {
         let most = running.iter().map(|one| one.parts.len()).max().unwrap_or(0);
-        for round in 0..most {
+        'rounds: for round in 0..most {
             let mut waiting: Vec<usize> = (0..running.len())
                 .filter(|&at| running[at].outcome.is_none() && running[at].parts.len() > round)
                 .collect();
             while let Some(&first) = waiting.first() {
                 let (group, others) = waiting.into_iter().partition(|&at| alike(&running[first], &running[at], round));
                 waiting = others;
-                self.run_group(&mut running, &group, round);
+                if let Verdict::Failed(code) = self.run_group(&mut running, &group, round) {
+                    self.lose_everything();
+                    let unfinished = running.iter_mut().filter(|one| one.outcome.is_none());
+                    unfinished.for_each(|one| one.outcome = Some(failed(Verdict::Failed(code), Touched::Perhaps)));
+                    break 'rounds;
+                }
             }
         }
         let hidden = self.loaded.shape.hidden;
@@ -158,8 +160,17 @@ impl LlamacppEngine {
             .collect()
     }
 
-    /// One batch of the library: parts that meet the same adapters.
-    fn run_group(&mut self, running: &mut [Running<'_>], group: &[usize], round: usize) {
+    /// After a batch that failed on the way the library's memory is in no known state: it had begun to move the recurrent
+    /// states of other sequences too. So all of it is cleared, and every past is lost; whoever held one replays it.
+    fn lose_everything(&mut self) {
+        tracing::error!("llama.cpp gave up on a batch: every past is lost");
+        self.loaded.context.clear_all();
+        self.losses += 1;
+        self.sequences.values_mut().for_each(|sequence| sequence.poisoned = true);
+    }
+
+    /// One batch of the library: parts that meet the same adapters. After a failure on the way no step has its outcome.
+    fn run_group(&mut self, running: &mut [Running<'_>], group: &[usize], round: usize) -> Verdict {
         let hidden = self.loaded.shape.hidden;
         let context = &mut self.loaded.context;
         let mut rows = Vec::new();
@@ -168,20 +179,22 @@ impl LlamacppEngine {
             starts.push(rows.len());
             rows_of(&running[at], round, hidden, &mut rows);
         }
-        let Some(first) = group.first().map(|&at| &running[at]) else { return };
+        let Some(first) = group.first().map(|&at| &running[at]) else { return Verdict::Done };
         context.set_embeddings(matches!(first.step.want, Want::Pooled(_)));
         let adapters = first.parts[round].adapters.clone();
         let verdict = if context.set_adapters(adapters) { context.decode(&rows) } else { Verdict::Invalid };
         drop(rows);
+        if matches!(verdict, Verdict::Failed(_)) {
+            return verdict;
+        }
         for (&at, start) in group.iter().zip(starts) {
             let one = &mut running[at];
-            let collected = verdict == Verdict::Done && collect(context, one, round, start);
-            if !collected {
-                // A sequence that ends where it did before was not begun; of another the library does not tell how far it is.
-                let begun = round > 0 || verdict == Verdict::Done || context.end(one.slot) != one.end;
+            if verdict != Verdict::Done || !collect(context, one, round, start) {
+                let begun = round > 0 || verdict == Verdict::Done;
                 one.outcome = Some(failed(verdict, if begun { Touched::Perhaps } else { Touched::Not }));
             }
         }
+        verdict
     }
 }
 

@@ -295,7 +295,14 @@ impl Context {
         slot < self.sequences && unsafe { sys::llama_memory_seq_rm(self.memory, slot as i32, -1, -1) }
     }
 
+    /// Forgets every sequence's past.
+    pub(crate) fn clear_all(&mut self) {
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_memory_clear(self.memory, true) };
+    }
+
     /// The largest position of a sequence, or −1.
+    #[cfg(test)]
     pub(crate) fn end(&self, slot: u32) -> i32 {
         if slot >= self.sequences {
             return -1;
