@@ -57,7 +57,7 @@ fn three_personas_see_the_same_picture() {
 #[test]
 #[cfg(not(any(feature = "metal", feature = "cuda", feature = "vulkan")))]
 fn a_build_for_the_processor_refuses_unless_it_is_named() {
-    let error = load(Backend::Llamacpp, DevicePolicy::default()).unwrap_err();
+    let error = load(Backend::Llamacpp, DevicePolicy::default()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::DevicePolicy);
     assert!(error.to_string().contains("--device cpu") && error.to_string().contains("vulkan"), "{error}");
 }
