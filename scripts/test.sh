@@ -68,6 +68,8 @@ if [ -z "${CONSORT_FAMILY_DATA:-}" ]; then
     echo "CONSORT_FAMILY_DATA is not set: the cases of the family's vocabulary and template will be counted, not run"
 fi
 
+# A failed assertion of llama.cpp should end its test, and start no debugger.
+export GGML_NO_BACKTRACE=1
 # Every engine that this script can build.
 features=consort/llamacpp,consort-behavior/llamacpp
 
