@@ -51,3 +51,11 @@ fn agree(file: &str, kind: &str, most: f64, least_top: f64) {
     assert!(kl <= most, "{kind}: {kl}");
     assert!(top >= least_top, "{kind}: {top}");
 }
+
+#[test]
+fn nothing_is_said_that_nobody_asked_for() {
+    let output = common::consort(&["run", "--device", "cpu", "--backend", "llamacpp", "Hello!"]);
+    assert!(output.status.success());
+    let said = common::stderr(&output);
+    assert!(!said.contains("WARN"), "{said}");
+}

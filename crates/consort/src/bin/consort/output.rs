@@ -29,7 +29,8 @@ pub fn styled(style: Style, text: &str) -> String {
 /// Logs go to stderr: warnings by default, more with `-v`; `CONSORT_LOG` takes a filter.
 pub fn init_logs(verbose: u8) {
     let default = match verbose {
-        0 => "warn",
+        // llama.cpp warns of every file that is as it should be; what fails comes back as an error.
+        0 => "warn,llama.cpp=off",
         1 => "info",
         2 => "debug",
         _ => "trace",
