@@ -36,7 +36,7 @@ fn the_demo_sees_with(backend: &str) {
         let (persona, text) = (turn["persona"].as_str().unwrap(), turn["text"].as_str().unwrap());
         match persona {
             "Ada" => {
-                assert!(!text.starts_with("Arr") && !text.starts_with("Certainly"), "{backend}, {persona}: {text}")
+                assert!(!text.starts_with("Arr") && !text.starts_with("Certainly"), "{backend}, {persona}: {text}");
             }
             "Ben" => assert!(text.starts_with("Arr, ") && text.contains("matey"), "{backend}, {persona}: {text}"),
             _ => assert!(
