@@ -13,7 +13,7 @@ use consort_bench::live::{
 };
 use consort_core::{AdapterFiles, Error, ErrorKind, Result};
 
-use crate::model_args::DeviceArgs;
+use crate::model_args::{DeviceArgs, parse_backend};
 
 /// How requests to servers name adapters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -93,10 +93,7 @@ impl BackendSpec {
         let mut parts = text.split(',');
         let first = parts.next().unwrap_or_default();
         let (name, backend) = first.split_once('=').unwrap_or((first, first));
-        let found = backends().into_iter().find(|known| known.name() == backend).ok_or_else(|| {
-            let names: Vec<_> = backends().into_iter().map(Backend::name).collect();
-            wrong(format!("there is no such backend in this build; there are: {}", names.join(", ")), text)
-        })?;
+        let found = parse_backend(backend).map_err(|message| wrong(message, text))?;
         let mut spec = Self { name: name.to_owned(), backend: found, threads: None, model: None };
         for part in parts {
             match part.split_once('=') {
