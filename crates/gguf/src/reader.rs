@@ -143,6 +143,19 @@ impl Gguf {
         self.tensors.iter()
     }
 
+    /// The type that most of the tensors' bytes have; F32 where there is no tensor.
+    #[must_use]
+    pub fn bulk_type(&self) -> TensorType {
+        let mut kinds: Vec<(TensorType, u64)> = Vec::new();
+        for info in &self.tensors {
+            match kinds.iter_mut().find(|(kind, _)| *kind == info.kind) {
+                Some((_, bytes)) => *bytes = bytes.saturating_add(info.byte_len()),
+                None => kinds.push((info.kind, info.byte_len())),
+            }
+        }
+        kinds.iter().max_by_key(|(_, bytes)| *bytes).map_or(TensorType::F32, |(kind, _)| *kind)
+    }
+
     /// The tensor called `name`.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {

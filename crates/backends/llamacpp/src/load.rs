@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use consort_core::{Device, DeviceEvidence, Error, ErrorKind, ModelInfo, Result, TokenId};
-use consort_gguf::{Gguf, ShardName, TensorType};
+use consort_gguf::{Gguf, ShardName};
 use tempfile::NamedTempFile;
 
 use crate::check::{TextShape, VisionShape};
@@ -236,23 +236,11 @@ fn info(files: &[&Gguf], shape: &TextShape) -> Result<ModelInfo> {
         layers: shape.layers.len(),
         context_length: shape.context,
         parameters: 0,
-        weight_type: bulk(file).to_string(),
+        weight_type: file.bulk_type().to_string(),
         digest: *hasher.finalize().as_bytes(),
         stop_tokens: stops(file, find, shape.vocab)?,
         image_token: if files.len() > 1 { find("<|image_pad|>") } else { None },
     })
-}
-
-/// The type that most of the weights' bytes have.
-fn bulk(file: &Gguf) -> TensorType {
-    let mut kinds: Vec<(TensorType, u64)> = Vec::new();
-    for info in file.tensors() {
-        match kinds.iter_mut().find(|(kind, _)| *kind == info.kind) {
-            Some((_, bytes)) => *bytes = bytes.saturating_add(info.byte_len()),
-            None => kinds.push((info.kind, info.byte_len())),
-        }
-    }
-    kinds.iter().max_by_key(|(_, bytes)| *bytes).map_or(TensorType::F32, |(kind, _)| *kind)
 }
 
 /// What ends a reply: what the metadata say, and the family's two tokens.

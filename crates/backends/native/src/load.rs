@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use consort_core::{Error, ErrorKind, ModelInfo, Result, TokenId};
-use consort_gguf::{Gguf, TensorType};
+use consort_gguf::Gguf;
 
 use crate::config::{ModelSource, NativeConfig};
 use crate::model::text::TextModel;
@@ -54,7 +54,7 @@ pub(crate) fn load(config: &NativeConfig) -> Result<Loaded> {
         layers: text.shape.layers.len(),
         context_length: text.shape.context,
         parameters: sum(consort_gguf::TensorInfo::elements),
-        weight_type: bulk(&file).to_string(),
+        weight_type: file.bulk_type().to_string(),
         digest: digest(&files),
         stop_tokens: tokens.stops(text.shape.vocab)?,
         image_token: if vision.is_some() { tokens.find("<|image_pad|>") } else { None },
@@ -68,18 +68,6 @@ pub(crate) fn load(config: &NativeConfig) -> Result<Loaded> {
         "opened a model"
     );
     Ok(Loaded { text, vision, info, bytes: sum(consort_gguf::TensorInfo::byte_len) })
-}
-
-/// The type that most of the weights' bytes have.
-fn bulk(file: &Gguf) -> TensorType {
-    let mut kinds: Vec<(TensorType, u64)> = Vec::new();
-    for info in file.tensors() {
-        match kinds.iter_mut().find(|(kind, _)| *kind == info.kind) {
-            Some((_, bytes)) => *bytes = bytes.saturating_add(info.byte_len()),
-            None => kinds.push((info.kind, info.byte_len())),
-        }
-    }
-    kinds.iter().max_by_key(|(_, bytes)| *bytes).map_or(TensorType::F32, |(kind, _)| *kind)
 }
 
 /// One identity for all files.
