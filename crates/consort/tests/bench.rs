@@ -120,7 +120,7 @@ fn a_workload_is_saved_and_replayed_on_a_synthetic_model() {
 #[test]
 fn what_is_wrong_is_named() {
     for (args, words) in [
-        (&["bench", "solo", "--device", "cpu", "--backend", "nobody"][..], "there are: native"),
+        (&["bench", "solo", "--device", "cpu", "--backend", "nobody"][..], "which has: native"),
         (&["bench", "solo", "--device", "cpu", "--model", "synthetic:7b:F16"], "sizes are"),
         (&["bench", "solo", "--url", "x=https://127.0.0.1:1"], "plain HTTP"),
         (&["bench", "solo", "--peer", "x=program"], "{port}"),

@@ -36,12 +36,15 @@ pub(crate) struct Books {
     /// Since when the one that waits longest waits.
     pub(crate) oldest: Option<Instant>,
     pub(crate) ended: Option<Ended>,
+    /// The worker did something after it last brought the gauges up to date, so they may say what is no more.
+    pub(crate) unsettled: bool,
 }
 
 impl Books {
     fn is_idle(&self) -> bool {
         let metrics = &self.metrics;
-        metrics.queued == 0 && metrics.running == 0 && metrics.background == 0 && self.placing == 0
+        let busy = metrics.queued + metrics.running + metrics.background + self.placing;
+        busy == 0 && !self.unsettled
     }
 
     /// A request is accepted.
@@ -106,7 +109,7 @@ impl Board {
             (metrics.background, metrics.parked_pasts, metrics.parked_bytes) = (0, 0, 0);
             (metrics.cached_pasts, metrics.cached_bytes, metrics.image_cache_bytes, metrics.adapters) = (0, 0, 0, 0);
             metrics.adapter_bytes = 0;
-            (books.placing, books.oldest) = (0, None);
+            (books.placing, books.oldest, books.unsettled) = (0, None, false);
             books.ended = Some(ended);
         });
     }
@@ -118,7 +121,7 @@ impl Board {
         metrics
     }
 
-    /// Waits until nothing is queued, running or to be kept.
+    /// Waits until nothing is queued, running or to be kept, and the gauges say so.
     pub(crate) fn wait_idle(&self, timeout: Duration) -> Result<()> {
         let deadline = Instant::now().checked_add(timeout);
         let mut books = self.lock();

@@ -148,6 +148,7 @@ impl<E: Engine> Worker<E> {
             volume.residency = Residency::default();
         }
         self.retiring.push(key);
+        self.books(|books| books.unsettled = true);
     }
 
     fn reside(&mut self, id: &str, residency: Residency, answer: Answerer<()>) {

@@ -291,7 +291,10 @@ impl<E: Engine> Worker<E> {
     }
 
     fn books<T>(&self, change: impl FnOnce(&mut Books) -> T) -> T {
-        self.shared.board.update(change)
+        self.shared.board.update(|books| {
+            books.unsettled = true;
+            change(books)
+        })
     }
 
     /// Brings the gauges up to date.
@@ -300,8 +303,10 @@ impl<E: Engine> Worker<E> {
         let (parked, parked_bytes) = self.parked();
         let (adapters, adapter_bytes) = self.shelf.held();
         let oldest = self.queue.iter().filter(|job| !job.is_keep()).map(|job| job.queued_since).min();
-        self.books(|books| {
+        self.shared.board.update(|books| {
             books.oldest = oldest;
+            // What an unloaded adapter leaves behind goes in the next turn.
+            books.unsettled = !self.retiring.is_empty();
             let metrics = &mut books.metrics;
             (metrics.cached_pasts, metrics.cached_bytes, metrics.evicted_pasts) = (pasts, bytes, evicted);
             (metrics.parked_pasts, metrics.parked_bytes) = (parked, parked_bytes);
