@@ -21,6 +21,7 @@ pub fn sees(device: Device) -> Result<(), String> {
         }
         Device::Cuda(_) => &["libcuda.so", "nvcuda.dll"],
         Device::Vulkan(_) => &["libvulkan", "vulkan-1.dll", "libvulkan_", "libMoltenVK"],
+        Device::SoftwareVulkan(_) => &["libvulkan_lvp", "libvk_swiftshader"],
         _ => return Err("this suite does not know the device".into()),
     };
     let Some(mapped) = mapped() else {

@@ -17,8 +17,11 @@ pub enum Device {
     Metal,
     /// An NVIDIA GPU through CUDA, by index.
     Cuda(u32),
-    /// A GPU through Vulkan, by index. A software driver (lavapipe) is a [`Device::Cpu`] in evidence.
+    /// A GPU through Vulkan, by index among the GPUs.
     Vulkan(u32),
+    /// A Vulkan driver that computes on the host's processor (lavapipe, `SwiftShader`), by index among these. No accelerator,
+    /// whatever it calls itself: it is used only when it is named, to try Vulkan where there is no GPU.
+    SoftwareVulkan(u32),
     /// Whatever a remote server runs on.
     Remote,
 }
@@ -27,7 +30,22 @@ impl Device {
     /// Whether computing there leaves the host's processor free.
     #[must_use]
     pub fn is_accelerator(self) -> bool {
-        self != Self::Cpu
+        !matches!(self, Self::Cpu | Self::SoftwareVulkan(_))
+    }
+
+    /// Whether a Vulkan device or driver of this name computes on the host's processor.
+    ///
+    /// ```
+    /// use consort_core::Device;
+    ///
+    /// assert!(Device::is_software_vulkan("llvmpipe (LLVM 15.0.6, 256 bits)"));
+    /// assert!(!Device::is_software_vulkan("NVIDIA GeForce RTX 4090"));
+    /// ```
+    #[must_use]
+    pub fn is_software_vulkan(name: &str) -> bool {
+        const MARKS: [&str; 6] = ["llvmpipe", "lavapipe", "vulkan_lvp", "lvp_", "swiftshader", "swrast"];
+        let name = name.to_lowercase();
+        MARKS.iter().any(|mark| name.contains(mark))
     }
 }
 
@@ -38,6 +56,7 @@ impl fmt::Display for Device {
             Self::Metal => f.write_str("metal"),
             Self::Cuda(index) => write!(f, "cuda:{index}"),
             Self::Vulkan(index) => write!(f, "vulkan:{index}"),
+            Self::SoftwareVulkan(index) => write!(f, "vulkan-software:{index}"),
             Self::Remote => f.write_str("remote"),
         }
     }
@@ -164,6 +183,15 @@ mod tests {
         assert!(error.to_string().contains("--device cpu"), "{error}");
         DevicePolicy::Named(Device::Cpu).admit(&cpu).unwrap();
         DevicePolicy::Named(Device::Metal).admit(&cpu).unwrap_err();
+    }
+
+    #[test]
+    fn a_driver_in_software_is_no_accelerator() {
+        let software = evidence(Device::SoftwareVulkan(0), Device::SoftwareVulkan(0));
+        let error = DevicePolicy::AcceleratedOnly.admit(&software).unwrap_err();
+        assert!(error.to_string().contains("vulkan-software:0"), "{error}");
+        DevicePolicy::Named(Device::SoftwareVulkan(0)).admit(&software).unwrap();
+        DevicePolicy::Named(Device::Vulkan(0)).admit(&software).unwrap_err();
     }
 
     #[test]

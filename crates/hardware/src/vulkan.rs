@@ -1,5 +1,6 @@
 //! The Vulkan loader and the drivers that are installed, from the loader's own folders.
 
+use consort_core::Device;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -50,8 +51,6 @@ const LIBRARY_FOLDERS: [&str; 8] = [
 ];
 const MANIFEST_FOLDERS: [&str; 4] =
     ["etc/vulkan/icd.d", "usr/local/etc/vulkan/icd.d", "usr/local/share/vulkan/icd.d", "usr/share/vulkan/icd.d"];
-/// What the libraries of drivers that compute on the processor are called.
-const SOFTWARE: [&str; 5] = ["vulkan_lvp", "lavapipe", "swiftshader", "llvmpipe", "swrast"];
 
 pub(crate) fn probe(root: &Root) -> VulkanReport {
     let loader = LIBRARY_FOLDERS.iter().map(|folder| format!("{folder}/libvulkan.so.1")).find(|path| root.exists(path));
@@ -63,8 +62,7 @@ pub(crate) fn probe(root: &Root) -> VulkanReport {
             let manifest: Option<Value> = root.read(&path).and_then(|text| serde_json::from_str(&text).ok());
             let Some(icd) = manifest.as_ref().and_then(|manifest| manifest.get("ICD")) else { continue };
             let Some(library) = icd.get("library_path").and_then(Value::as_str) else { continue };
-            let lower = format!("{library} {name}").to_lowercase();
-            let software = SOFTWARE.iter().any(|mark| lower.contains(mark)) || name.starts_with("lvp_");
+            let software = Device::is_software_vulkan(library) || Device::is_software_vulkan(&name);
             drivers.push(VulkanDriver {
                 library: library.to_owned(),
                 api_version: icd.get("api_version").and_then(Value::as_str).map(str::to_owned),

@@ -18,7 +18,7 @@ pub(crate) fn choose(policy: DevicePolicy, devices: &[GgmlDevice]) -> Result<Cho
     let found = match policy {
         DevicePolicy::Named(Device::Cpu) => return Ok(Chosen { gpu: None, device: Device::Cpu }),
         DevicePolicy::Named(wanted) => gpus.iter().find(|(device, _)| *device == wanted),
-        DevicePolicy::AcceleratedOnly => gpus.first(),
+        DevicePolicy::AcceleratedOnly => gpus.iter().find(|(device, _)| device.is_accelerator()),
     };
     if let Some((device, gpu)) = found {
         return Ok(Chosen { gpu: Some((*gpu).clone()), device: *device });
@@ -54,9 +54,9 @@ fn compiled() -> Vec<&'static str> {
     all.into_iter().filter(|(_, compiled)| *compiled).map(|(name, _)| name).collect()
 }
 
-/// GPUs, each counted within its driver.
+/// GPUs and what passes for one, each counted within its kind.
 fn gpus(devices: &[GgmlDevice]) -> Vec<(Device, &GgmlDevice)> {
-    let (mut cuda, mut vulkan) = (0, 0);
+    let (mut cuda, mut vulkan, mut software) = (0, 0, 0);
     let next = |count: &mut u32| {
         *count += 1;
         *count - 1
@@ -67,6 +67,9 @@ fn gpus(devices: &[GgmlDevice]) -> Vec<(Device, &GgmlDevice)> {
         .filter_map(|device| {
             let name = match device.driver.as_str() {
                 "CUDA" => Device::Cuda(next(&mut cuda)),
+                "Vulkan" if Device::is_software_vulkan(&device.description) => {
+                    Device::SoftwareVulkan(next(&mut software))
+                }
                 "Vulkan" => Device::Vulkan(next(&mut vulkan)),
                 "Metal" | "MTL" => Device::Metal,
                 _ => return None,

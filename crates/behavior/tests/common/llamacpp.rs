@@ -4,10 +4,13 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use consort_behavior::fixture::{EngineFixture, MakeEngine, ReadEmbedding, Setup};
-use consort_core::{Engine, ImageProgress, Result};
+use consort_core::{Device, Engine, ImageProgress, Result};
 use consort_llamacpp::{CacheType, LlamacppConfig, LlamacppEngine};
 
 use super::native::{Files, fixture_of, study_of};
+
+/// The engine's name, and its device in every build.
+pub const ON_PROCESSOR: (&str, Device) = ("llamacpp", Device::Cpu);
 
 /// The configurations in `golden/`.
 pub const MODELS: [&str; 7] = super::native::MODELS;
@@ -56,12 +59,23 @@ fn embedding(files: &Files, setup: Setup) -> ReadEmbedding {
 
 /// The engine with a configuration of the goldens.
 pub fn fixture(model: &str, name: &str, files: &Files, threads: usize) -> Result<EngineFixture> {
-    let fixture = fixture_of("llamacpp", model, name, make(files, threads), |setup| embedding(files, setup))?;
+    on(ON_PROCESSOR, model, name, files, threads)
+}
+
+/// The same under another name, on another device.
+pub fn on(
+    engine: (&str, Device),
+    model: &str,
+    name: &str,
+    files: &Files,
+    threads: usize,
+) -> Result<EngineFixture> {
+    let fixture = fixture_of(engine, model, name, make(files, threads), |setup| embedding(files, setup))?;
     Ok(EngineFixture { vision_rounding: VISION_ROUNDING, ..fixture })
 }
 
 /// The engine with the study model in these files.
 pub fn study(name: &str, files: &Files) -> Result<EngineFixture> {
-    let fixture = study_of("llamacpp", name, make(files, 1), |setup| embedding(files, setup))?;
+    let fixture = study_of(ON_PROCESSOR, name, make(files, 1), |setup| embedding(files, setup))?;
     Ok(EngineFixture { vision_rounding: VISION_ROUNDING, ..fixture })
 }

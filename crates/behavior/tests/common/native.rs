@@ -120,6 +120,9 @@ pub fn load(files: &Files, threads: usize, setup: &Setup) -> Result<NativeEngine
     })
 }
 
+/// The native engine's name and device.
+const NATIVE: (&str, Device) = ("native", Device::Cpu);
+
 /// Makes native engines of these files.
 pub fn make(files: &Files, threads: usize) -> MakeEngine {
     let files = files.clone();
@@ -143,19 +146,19 @@ fn embedding(files: &Files, setup: Setup) -> ReadEmbedding {
 
 /// The engine with a configuration of the goldens.
 pub fn fixture(model: &str, name: &str, files: &Files, threads: usize) -> Result<EngineFixture> {
-    fixture_of("native", model, name, make(files, threads), |setup| embedding(files, setup))
+    fixture_of(NATIVE, model, name, make(files, threads), |setup| embedding(files, setup))
 }
 
-/// Any engine with a configuration of the goldens.
+/// Any engine, on a device, with a configuration of the goldens.
 pub fn fixture_of(
-    engine: &str,
+    (engine, device): (&str, Device),
     model: &str,
     name: &str,
     make: MakeEngine,
     embedding: impl Fn(Setup) -> ReadEmbedding,
 ) -> Result<EngineFixture> {
     let golden = folder("golden");
-    let mut fixture = EngineFixture::new(engine, name, Device::Cpu, 0..ORDINARY, make)?;
+    let mut fixture = EngineFixture::new(engine, name, device, 0..ORDINARY, make)?;
     fixture.nature = Nature { remembers: true, has_positions: true, keeps_budget: true };
     fixture.golden = Some(Arc::new(Golden::read(&golden.join(model))?));
     if fixture.capability.image_input {
@@ -233,18 +236,18 @@ pub fn etude() -> Option<Result<EngineFixture>> {
 
 /// The engine with the study model in other files.
 pub fn etude_of(name: &str, files: &Files) -> Result<EngineFixture> {
-    study_of("native", name, make(files, 1), |setup| embedding(files, setup))
+    study_of(NATIVE, name, make(files, 1), |setup| embedding(files, setup))
 }
 
-/// Any engine with the study model.
+/// Any engine, on a device, with the study model.
 pub fn study_of(
-    engine: &str,
+    (engine, device): (&str, Device),
     name: &str,
     make: MakeEngine,
     embedding: impl Fn(Setup) -> ReadEmbedding,
 ) -> Result<EngineFixture> {
     let golden = folder("golden/etude");
-    let mut fixture = EngineFixture::new(engine, name, Device::Cpu, 0..ORDINARY, make)?;
+    let mut fixture = EngineFixture::new(engine, name, device, 0..ORDINARY, make)?;
     fixture.nature = Nature { remembers: true, has_positions: true, keeps_budget: true };
     fixture.golden = Some(Arc::new(Golden::read(&golden)?));
     fixture.embedding = Some(embedding(fixture.setup()));

@@ -16,8 +16,10 @@ pub enum DeviceChoice {
     Metal,
     /// The first NVIDIA GPU.
     Cuda,
-    /// The first Vulkan device.
+    /// The first GPU through Vulkan.
     Vulkan,
+    /// The first Vulkan driver that computes on the processor (lavapipe), to try Vulkan without a GPU.
+    VulkanSoftware,
 }
 
 impl From<DeviceChoice> for Device {
@@ -27,6 +29,7 @@ impl From<DeviceChoice> for Device {
             DeviceChoice::Metal => Self::Metal,
             DeviceChoice::Cuda => Self::Cuda(0),
             DeviceChoice::Vulkan => Self::Vulkan(0),
+            DeviceChoice::VulkanSoftware => Self::SoftwareVulkan(0),
         }
     }
 }
