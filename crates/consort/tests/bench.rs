@@ -88,6 +88,30 @@ fn a_room_is_measured_compared_and_judged() {
 }
 
 #[test]
+fn the_gate_measures_what_it_is_not_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let args = "bench accept --backend native,threads=1 --against other=native,threads=1 --device cpu --repeats 1 \
+                --personas 1 --rounds 2 --scene 24 --turn 4 --reply 4 --output";
+    let args: Vec<&str> = args.split_whitespace().chain([out]).collect();
+    let printed = succeed(&args);
+    assert!(printed.contains("rejected (provisional)"), "{printed}");
+    let verdict = read(&folder.path().join("accept-native-against-other.json"));
+    let figure = |rule: &str| {
+        let rules = verdict["conditions"].as_array().unwrap();
+        rules.iter().find(|judged| judged["rule"] == rule).map(|judged| judged["outcome"].clone())
+    };
+    assert_eq!(figure("quality: KL divergence, mean"), Some("kept".into()), "{verdict:#}");
+    for name in ["room", "neighbour"] {
+        let report = read(&folder.path().join(format!("accept-native-against-other-{name}.json")));
+        assert_eq!(report["workload"]["settings"].as_object().unwrap().keys().next().unwrap(), name);
+    }
+    let report = folder.path().join("accept-native-against-other-room.json");
+    let (_, text) = failure(&["bench", "accept", "--backend", "native", "--device", "cpu", "--report", report.to_str().unwrap()]);
+    assert!(text.contains("measured already"), "{text}");
+}
+
+#[test]
 fn a_workload_is_saved_and_replayed_on_a_synthetic_model() {
     let folder = tempfile::tempdir().unwrap();
     let workload = folder.path().join("solo.json");

@@ -35,7 +35,7 @@ impl From<DeviceChoice> for Device {
 }
 
 /// Which device, and how much of the processor.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct DeviceArgs {
     /// Use this device and no other. Without it: an accelerator, or a refusal.
     #[arg(long, value_enum)]

@@ -1,6 +1,6 @@
 //! `consort bench solo`, `room`, `churn`, `neighbour` and `replay`: the live-chat bench.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use consort::bundled;
@@ -44,6 +44,23 @@ pub struct LiveArgs {
     /// Do not measure the machine's stream rate before and after each block.
     #[arg(long, help_heading = "Run")]
     pub no_stream: bool,
+}
+
+impl LiveArgs {
+    /// These targets, and everything else as the command line has it by default.
+    pub fn new(targets: TargetArgs) -> Self {
+        Self {
+            targets,
+            repeats: 3,
+            seed: 1,
+            output: None,
+            name: None,
+            quality: false,
+            quality_text: None,
+            quality_tokens: 2048,
+            no_stream: false,
+        }
+    }
 }
 
 /// Lengths of `solo`.
@@ -254,17 +271,35 @@ pub fn save(args: &WorkloadArgs) -> Result<()> {
     Ok(())
 }
 
-/// Makes a workload and runs it.
+/// Makes a workload, runs it, and shows or writes what came of it.
 pub fn generate(settings: Settings, args: &LiveArgs) -> Result<()> {
+    publish(&generated(settings, args)?, args.output.as_deref())
+}
+
+/// Makes a workload and runs it.
+pub fn generated(settings: Settings, args: &LiveArgs) -> Result<Report> {
     measure(&Workload::generate(settings, args.seed, args.repeats)?, args)
 }
 
 /// Runs a workload that was saved.
-pub fn replay(path: &std::path::Path, args: &LiveArgs) -> Result<()> {
-    measure(&Workload::open(path)?, args)
+pub fn replay(path: &Path, args: &LiveArgs) -> Result<()> {
+    publish(&measure(&Workload::open(path)?, args)?, args.output.as_deref())
 }
 
-fn measure(workload: &Workload, args: &LiveArgs) -> Result<()> {
+/// Prints a report, or writes it into a folder and prints the paths.
+pub fn publish(report: &Report, folder: Option<&Path>) -> Result<()> {
+    match folder {
+        None => anstream::print!("{}", output::printable_lines(&report.markdown())),
+        Some(folder) => {
+            for path in report.save(folder)? {
+                anstream::println!("{}", path.display());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn measure(workload: &Workload, args: &LiveArgs) -> Result<Report> {
     let bar = ProgressBar::new(0).with_style(
         ProgressStyle::with_template("{spinner} {msg} {wide_bar} {pos}/{len} blocks, {eta} to go")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
@@ -288,16 +323,7 @@ fn measure(workload: &Workload, args: &LiveArgs) -> Result<()> {
         searches: opened.searches,
         quality,
     };
-    let report = Report::new(workload, targets, blocks, circumstances);
-    match &args.output {
-        None => anstream::print!("{}", output::printable_lines(&report.markdown())),
-        Some(folder) => {
-            for path in report.save(folder)? {
-                anstream::println!("{}", path.display());
-            }
-        }
-    }
-    Ok(())
+    Ok(Report::new(workload, targets, blocks, circumstances))
 }
 
 fn show(bar: &ProgressBar, step: Step<'_>) {

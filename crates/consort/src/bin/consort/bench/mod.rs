@@ -81,7 +81,8 @@ pub enum BenchCommand {
         consort bench compare room.json room.json --one native --other llamacpp")]
     Compare(gate::CompareArgs),
     /// The acceptance gate: hold a backend's reports against the rules.
-    #[command(after_help = "Example:\n  cargo test -p consort-behavior --test backends 2>&1 | tee behavior.txt\n  \
+    #[command(after_help = "Examples:\n  cargo test -p consort-behavior --test backends 2>&1 | tee behavior.txt\n  \
+        consort bench accept --backend native --against llamacpp --model model.gguf --behavior behavior.txt\n  \
         consort bench accept --backend native --against llamacpp --report room.json --report neighbour.json \\\n    \
         --behavior behavior.txt --output docs/benchmarks")]
     Accept(gate::AcceptArgs),

@@ -15,10 +15,14 @@ use consort_core::{AdapterFiles, Error, ErrorKind, Result};
 
 use crate::model_args::{DeviceArgs, parse_backend};
 
+/// How long a peer may take until it answers, in seconds, unless somebody says otherwise.
+const PATIENCE: u64 = 300;
+
 /// How requests to servers name adapters.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
 pub enum AdapterStyleChoice {
     /// As the model's name (vLLM).
+    #[default]
     Model,
     /// In llama-server's `lora` list.
     Lora,
@@ -62,7 +66,7 @@ pub struct TargetArgs {
     #[arg(long, value_name = "JSON")]
     pub extra: Option<String>,
     /// How long a peer may take until it answers, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE)]
     pub patience: u64,
     /// Where peers' logs are kept. Default: the temporary folder.
     #[arg(long, value_name = "DIR")]
@@ -70,6 +74,27 @@ pub struct TargetArgs {
     /// Where synthetic models are kept. Default: the user's cache folder.
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
+}
+
+impl Default for TargetArgs {
+    /// As the command line has it where nothing is said.
+    fn default() -> Self {
+        Self {
+            device: DeviceArgs::default(),
+            model: None,
+            backends: Vec::new(),
+            urls: Vec::new(),
+            peers: Vec::new(),
+            searches: Vec::new(),
+            adapter: Vec::new(),
+            server_adapter: Vec::new(),
+            adapter_style: AdapterStyleChoice::default(),
+            extra: None,
+            patience: PATIENCE,
+            logs: None,
+            cache: None,
+        }
+    }
 }
 
 /// What was opened, and what the report says of it.
