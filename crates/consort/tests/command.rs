@@ -160,11 +160,14 @@ fn a_model_in_shards_runs_as_one() {
     std::fs::copy(bundled.join("mmproj-etude-F16.gguf"), folder.path().join("mmproj-etude-F16.gguf")).unwrap();
     let picture = "models/etude/demo.png";
     for model in [&shards[0], shards.last().unwrap(), &folder.path().to_owned()] {
-        let model = model.to_str().unwrap();
-        let args = ["run", "--device", "cpu", "--model", model, "--image", picture, "What colour is the circle?"];
-        let output = consort(&args);
-        assert!(output.status.success(), "{}", stderr(&output));
-        assert_eq!(stdout(&output), "The circle is red.\n", "{model}");
+        for backend in consort::backends() {
+            let model = model.to_str().unwrap();
+            let mut args = vec!["run", "--backend", backend.name(), "--device", "cpu", "--model", model];
+            args.extend(["--image", picture, "What colour is the circle?"]);
+            let output = consort(&args);
+            assert!(output.status.success(), "{}", stderr(&output));
+            assert_eq!(stdout(&output), "The circle is red.\n", "{model} on {}", backend.name());
+        }
     }
     let inspected = json(&["inspect", "--json", "--tensors", shards[0].to_str().unwrap()]);
     assert_eq!(inspected["files"].as_u64(), Some(shards.len() as u64));

@@ -1,6 +1,7 @@
 //! The inner seam: what a local engine implements.
 
 use std::any::Any;
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
@@ -181,6 +182,54 @@ pub struct Step<'a> {
     pub positions: &'a [Position],
     /// What is wanted back.
     pub want: Want<'a>,
+}
+
+impl Step<'_> {
+    /// Checks what every engine demands of one step, but for what lies in its own keeping: that tokens are of the vocabulary
+    /// and that each has a position.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidRequest`] that names the stranger.
+    pub fn check(&self, vocab_size: usize) -> Result<()> {
+        let invalid = |message: String| Error::new(ErrorKind::InvalidRequest, message);
+        if let StepInput::Tokens(tokens) = &self.input
+            && let Some(stranger) = tokens.iter().find(|&&token| token as usize >= vocab_size)
+        {
+            let error = invalid(format!("a token is beyond the vocabulary of {vocab_size}"));
+            return Err(error.with_context("token", stranger.to_string()));
+        }
+        let (places, count) = (self.positions.len(), self.input.len());
+        if places != count {
+            return Err(invalid(format!("{places} positions were given for {count} tokens")));
+        }
+        Ok(())
+    }
+
+    /// Checks the shape of a batch, for [`Engine::submit`]: each step appends something, each sequence has one step, and
+    /// together they are no more tokens than [`Capability::max_batch_tokens`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidRequest`] that names the sequence.
+    pub fn check_batch(steps: &[Step<'_>], max_batch_tokens: usize) -> Result<()> {
+        let mut seen = HashSet::with_capacity(steps.len());
+        let mut total = 0_usize;
+        for step in steps {
+            total = total.saturating_add(step.input.len());
+            let message = if step.input.is_empty() {
+                "a step appends nothing"
+            } else if !seen.insert(step.seq) {
+                "a sequence has two steps in one batch"
+            } else if total > max_batch_tokens {
+                "the batch has more tokens than max_batch_tokens"
+            } else {
+                continue;
+            };
+            return Err(Error::new(ErrorKind::InvalidRequest, message)
+                .with_operation("submit")
+                .with_context("seq", step.seq.0.to_string()));
+        }
+        Ok(())
+    }
 }
 
 /// Rows of logits.

@@ -1,6 +1,6 @@
 //! The engine: sequences, batches, and the seam's calls.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -351,26 +351,7 @@ impl Engine for LlamacppEngine {
 
     fn submit(&mut self, steps: &[Step<'_>]) -> Result<Ticket> {
         self.reap();
-        let malformed = |message: &str, seq: SeqId| {
-            Err(Error::new(ErrorKind::InvalidRequest, message)
-                .with_backend(NAME)
-                .with_operation("submit")
-                .with_context("seq", seq.0.to_string()))
-        };
-        let mut seen = HashSet::with_capacity(steps.len());
-        let mut total = 0_usize;
-        for step in steps {
-            if step.input.is_empty() {
-                return malformed("a step appends nothing", step.seq);
-            }
-            if !seen.insert(step.seq) {
-                return malformed("a sequence has two steps in one batch", step.seq);
-            }
-            total = total.saturating_add(step.input.len());
-            if total > self.capability.max_batch_tokens {
-                return malformed("the batch has more tokens than max_batch_tokens", step.seq);
-            }
-        }
+        Step::check_batch(steps, self.capability.max_batch_tokens).map_err(|error| error.with_backend(NAME))?;
         let mut outcomes: Vec<Option<StepOutcome>> = Vec::with_capacity(steps.len());
         let mut running = Vec::with_capacity(steps.len());
         for (index, step) in steps.iter().enumerate() {

@@ -61,27 +61,12 @@ impl LlamacppEngine {
             return Err(Error::new(ErrorKind::Poisoned, "this sequence's state is unknown: release it"));
         }
         let (len, last) = (sequence.past.len(), sequence.past.last());
+        step.check(self.loaded.shape.vocab)?;
         let embeddings = match &step.input {
-            StepInput::Tokens(tokens) => {
-                let vocab = self.loaded.shape.vocab;
-                if let Some(stranger) = tokens.iter().find(|&&token| token as usize >= vocab) {
-                    return Err(Error::new(
-                        ErrorKind::InvalidRequest,
-                        format!("a token is beyond the vocabulary of {vocab}"),
-                    )
-                    .with_context("token", stranger.to_string()));
-                }
-                None
-            }
+            StepInput::Tokens(_) => None,
             StepInput::Image { image, tokens } => Some(self.image(image, tokens)?.to_vec()),
         };
         let count = step.input.len();
-        if step.positions.len() != count {
-            return Err(Error::new(
-                ErrorKind::InvalidRequest,
-                format!("{} positions were given for {count} tokens", step.positions.len()),
-            ));
-        }
         if let Want::TopK { .. } = step.want {
             return Err(Error::unsupported(NAME, "top k on the device"));
         }

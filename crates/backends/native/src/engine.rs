@@ -265,27 +265,7 @@ impl Engine for NativeEngine {
     }
 
     fn submit(&mut self, steps: &[Step<'_>]) -> Result<Ticket> {
-        let malformed = |message: &str, seq: SeqId| {
-            Err(Error::new(ErrorKind::InvalidRequest, message)
-                .with_backend(NAME)
-                .with_operation("submit")
-                .with_context("seq", seq.0.to_string()))
-        };
-        let mut seen = std::collections::HashSet::with_capacity(steps.len());
-        let mut total = 0_usize;
-        for step in steps {
-            if step.input.is_empty() {
-                return malformed("a step appends nothing", step.seq);
-            }
-            if !seen.insert(step.seq) {
-                return malformed("a sequence has two steps in one batch", step.seq);
-            }
-            total = total.saturating_add(step.input.len());
-            if total > self.capability.max_batch_tokens {
-                return malformed("the batch has more tokens than max_batch_tokens", step.seq);
-            }
-        }
-
+        Step::check_batch(steps, self.capability.max_batch_tokens).map_err(|error| error.with_backend(NAME))?;
         let mut outcomes: Vec<Option<StepOutcome>> = Vec::with_capacity(steps.len());
         let mut accepted = Vec::with_capacity(steps.len());
         for (index, step) in steps.iter().enumerate() {

@@ -34,26 +34,11 @@ impl NativeEngine {
     /// Checks one step and makes room for it. When this fails nothing of the sequence's past has changed.
     pub(crate) fn prepare(&mut self, step: &Step<'_>) -> Result<()> {
         let len = self.sequence(step.seq)?.len();
-        match &step.input {
-            StepInput::Tokens(tokens) => {
-                let vocab = self.model.info.vocab_size;
-                if let Some(stranger) = tokens.iter().find(|&&token| token as usize >= vocab) {
-                    return Err(Error::new(
-                        ErrorKind::InvalidRequest,
-                        format!("a token is beyond the vocabulary of {vocab}"),
-                    )
-                    .with_context("token", stranger.to_string()));
-                }
-            }
-            StepInput::Image { image, tokens } => _ = self.image(image, tokens)?,
+        step.check(self.model.info.vocab_size)?;
+        if let StepInput::Image { image, tokens } = &step.input {
+            self.image(image, tokens)?;
         }
         let count = step.input.len();
-        if step.positions.len() != count {
-            return Err(Error::new(
-                ErrorKind::InvalidRequest,
-                format!("{} positions were given for {count} tokens", step.positions.len()),
-            ));
-        }
         if let Want::TopK { .. } = step.want {
             return Err(Error::unsupported(NAME, "top k on the device"));
         }
