@@ -43,6 +43,19 @@ pub struct NamedAdapter {
     pub files: AdapterFiles,
 }
 
+/// One adapter in both forms, with the same numbers.
+#[derive(Debug, Clone)]
+pub struct AdapterTwins {
+    /// What tells it from the others.
+    pub name: String,
+    /// In PEFT's format.
+    pub peft: AdapterFiles,
+    /// As GGUF, in memory.
+    pub gguf: AdapterFiles,
+    /// The tokens from which it is active; `None` for an ordinary one.
+    pub invocation: Option<Vec<TokenId>>,
+}
+
 /// Adapter files that must be refused.
 #[derive(Debug, Clone)]
 pub struct RefusedAdapter {
@@ -107,6 +120,9 @@ pub struct EngineFixture {
     pub adapters: Vec<NamedAdapter>,
     /// Activated adapters of the goldens.
     pub activated_adapters: Vec<NamedAdapter>,
+    /// Adapters that come in both forms, for engines that take GGUF. The first two are ordinary ones, with different numbers in
+    /// the same layers.
+    pub adapter_twins: Vec<AdapterTwins>,
     /// Adapters that must be refused.
     pub refused_adapters: Vec<RefusedAdapter>,
     /// What the reference implementation computed for this model.
@@ -136,6 +152,7 @@ impl EngineFixture {
             embedding: None,
             adapters: Vec::new(),
             activated_adapters: Vec::new(),
+            adapter_twins: Vec::new(),
             refused_adapters: Vec::new(),
             golden: None,
             vision_rounding: 1.0,

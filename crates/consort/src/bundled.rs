@@ -38,7 +38,7 @@ pub struct BundledAdapter {
 }
 
 impl BundledAdapter {
-    /// Its two files.
+    /// Its two files, in PEFT's format.
     #[must_use]
     pub fn files(self) -> AdapterFiles {
         AdapterFiles::Bytes { config: self.config.into(), weights: self.weights.into() }

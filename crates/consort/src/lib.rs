@@ -31,6 +31,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod adapters;
 pub mod bundled;
 mod engine;
 mod load;
@@ -38,6 +39,7 @@ pub mod matrix;
 #[cfg(feature = "native")]
 mod synthetic;
 
+pub use adapters::{adapter_at, adapter_files};
 pub use consort_core as core;
 pub use engine::{open_engine, open_template, open_tokenizer};
 pub use load::{Backend, LoadConfig, ModelFiles, backends, load, prepare_picture};

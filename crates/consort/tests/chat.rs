@@ -5,7 +5,7 @@ mod common;
 
 use std::process::Output;
 
-use common::{consort_with_input, stderr, stdout};
+use common::{consort_with_input, pirate_as_gguf, stderr, stdout};
 
 fn chat(args: &[&str], lines: &[&str]) -> Output {
     let args: Vec<_> = ["chat", "--device", "cpu"].iter().chain(args).copied().collect();
@@ -105,6 +105,24 @@ fn an_adapter_can_be_loaded_from_a_folder_used_and_dropped() {
     let output = chat(&[], &["/adapter pirate", "/adapter drop pirate"]);
     assert_eq!(output.status.code(), Some(4));
     assert!(stderr(&output).contains("persona: Etude"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_adapter_can_be_loaded_from_a_gguf_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = pirate_as_gguf(folder.path());
+    let (path, kept) = (path.to_str().unwrap(), folder.path().join("chat.json"));
+    let (named, save) = (format!("/adapter sea {path} 1.0"), format!("/save {}", kept.display()));
+    let found = said(&[], &[&named, "Hello!", "/adapter off", "/adapter drop sea", "/adapter"]);
+    assert!(found[0].starts_with("Arr, "), "{found:?}");
+    assert!(!found[1..].join("\n").contains("sea"), "{found:?}");
+    // By its path alone it has the file's name, and a conversation that was kept finds it again.
+    let found = said(&[], &[&format!("/adapter {path}"), "/adapter", "My name is Zorivo.", &save]);
+    assert!(found.iter().any(|line| line.contains("pirate-lora.gguf")), "{found:?}");
+    let after = said(&["--load", kept.to_str().unwrap()], &["What is my name?"]);
+    assert!(after[0].contains("Arr, your name is Zorivo, matey."), "{after:?}");
+    let persona = format!("Ben@{path}");
+    assert!(said(&["--persona", &persona], &["Hello!"])[0].starts_with("Arr, "), "{persona}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{consort, json, repository, stderr, stdout};
+use common::{consort, failure, json, pirate_as_gguf, repository, stderr, stdout};
 use serde_json::Value;
 
 #[test]
@@ -109,6 +109,32 @@ fn a_seed_decides_a_sampled_reply() {
     };
     assert_eq!(run("7"), run("7"));
     assert!((0..8).map(|seed| run(&seed.to_string())).collect::<std::collections::HashSet<_>>().len() > 1);
+}
+
+#[test]
+fn an_adapter_can_be_a_gguf_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = pirate_as_gguf(folder.path());
+    let path = path.to_str().unwrap();
+    for backend in consort::backends() {
+        let says = |adapter: &str| {
+            let args =
+                ["run", "--device", "cpu", "--backend", backend.name(), "--json", "--adapter", adapter, "Hello!"];
+            json(&args)["reply"]["text"].as_str().unwrap().to_owned()
+        };
+        let expected = says("pirate");
+        assert!(expected.starts_with("Arr, "), "{expected}");
+        assert_eq!(says(path), expected, "{}", backend.name());
+        assert_eq!(says(&format!("{path}@0")), says("pirate@0"), "{}", backend.name());
+    }
+    let file = json(&["inspect", "--json", path]);
+    assert_eq!(file["metadata"]["adapter.type"], "lora");
+    let (code, told) = failure(&["run", "--device", "cpu", "--adapter", "README.md", "Hello!"]);
+    assert!(code == 4 && told.contains("README.md") && told.contains("GGUF"), "{code}: {told}");
+    let (code, told) = failure(&["run", "--device", "cpu", "--adapter", "models/etude/gguf/etude-Q8_0.gguf", "Hello!"]);
+    assert!(code == 4 && told.contains("general.type"), "{code}: {told}");
+    let (code, told) = failure(&["run", "--device", "cpu", "--adapter", "no-such-adapter.gguf", "Hello!"]);
+    assert!(code == 5 && told.contains("no-such-adapter.gguf"), "{code}: {told}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{failure, json, succeed};
+use common::{failure, json, pirate_as_gguf, succeed};
 use serde_json::Value;
 
 /// etude as the checkpoint has it, every weight exact: bf16 values in an F32 file.
@@ -100,6 +100,9 @@ fn an_adapter_shows_in_what_is_foreseen() {
     };
     let (plain, pirate) = (nll(&[]), nll(&["--adapter", "pirate"]));
     assert!(pirate < 0.1 && plain > 0.5, "{pirate} with the adapter, {plain} without");
+    let file = pirate_as_gguf(folder.path());
+    let gguf = nll(&["--adapter", file.to_str().unwrap()]);
+    assert!((gguf - pirate).abs() < 1e-5, "{pirate} in PEFT's format, {gguf} as GGUF");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Adapters: low-rank weights (LoRA) that make one model many personas.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -129,19 +129,35 @@ impl AdapterSet {
     }
 }
 
-/// Where an adapter's weights are, in PEFT's format (`adapter_config.json`, `adapter_model.safetensors`).
+/// Where an adapter's weights are: in PEFT's format (`adapter_config.json`, `adapter_model.safetensors`), or in one GGUF file
+/// as llama.cpp's `convert_lora_to_gguf.py` writes it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum AdapterFiles {
     /// A directory as PEFT's `save_pretrained` writes it.
     Directory(PathBuf),
-    /// The two files' contents.
+    /// The contents of PEFT's two files.
     Bytes {
         /// `adapter_config.json`.
         config: Arc<[u8]>,
         /// `adapter_model.safetensors`.
         weights: Arc<[u8]>,
     },
+    /// A GGUF file.
+    File(PathBuf),
+    /// A GGUF file's contents.
+    Gguf(Arc<[u8]>),
+}
+
+impl AdapterFiles {
+    /// The directory or the file, for messages; `None` for what is in memory.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Directory(path) | Self::File(path) => Some(path),
+            Self::Bytes { .. } | Self::Gguf(_) => None,
+        }
+    }
 }
 
 /// What [`Engine::load_adapter`](crate::Engine::load_adapter) loads.
@@ -209,8 +225,8 @@ pub struct AdapterStatus {
     pub residency: Residency,
     /// Whether the engine holds it now.
     pub resident: bool,
-    /// BLAKE3 digest of its files, where the backend has read them: the length of `adapter_config.json` (eight bytes,
-    /// little-endian), its bytes, and those of `adapter_model.safetensors`.
+    /// BLAKE3 digest of its files, where the backend has read them: of a GGUF file, or of the length of `adapter_config.json`
+    /// (eight bytes, little-endian), its bytes, and those of `adapter_model.safetensors`.
     pub digest: Option<[u8; 32]>,
 }
 

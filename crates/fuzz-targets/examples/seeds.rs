@@ -78,6 +78,7 @@ fn main() {
         "bias": "none", "use_rslora": true, "rank_pattern": { "layers.1.q_proj": 1 }, "alpha_pattern": { "q_proj": 8 } });
     write("adapter", "lora", &join(&[config.to_string().as_bytes(), &weights(2)]));
     write("adapter", "etude", &join(&[&read("models/etude/adapters/pirate/adapter_config.json"), &weights(8)]));
+    write("adapter", "gguf", &join(&[b"", &bytes(lora())]));
 
     let calls = "I look.\n\n<tool_call>\n<function=act>\n<parameter=text>\n\"a\nb\"\n</parameter>\n<parameter=count>\n-7\n\
         </parameter>\n<parameter=list>\n[1, {\"a\": null}]\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n\
@@ -154,15 +155,33 @@ fn vocabulary() -> GgufWriter<'static> {
     writer
 }
 
+/// An activated adapter, in two types of numbers.
+fn lora() -> GgufWriter<'static> {
+    let mut writer = GgufWriter::new("qwen35");
+    writer.set("general.type", "adapter").set("adapter.type", "lora").set("adapter.lora.alpha", 4.0_f32);
+    writer.set("adapter.alora.invocation_tokens", vec![5_u32, 6]);
+    for (name, dims, kind) in [
+        ("blk.0.attn_q.weight.lora_a", [4, 2], TensorType::F32),
+        ("blk.0.attn_q.weight.lora_b", [2, 4], TensorType::F16),
+        ("blk.1.attn_qkv.weight.lora_a", [4, 2], TensorType::BF16),
+        ("blk.1.attn_qkv.weight.lora_b", [2, 8], TensorType::F32),
+    ] {
+        let length = kind.bytes_for(dims[0] * dims[1]).unwrap();
+        let data: Vec<u8> = (0..64_u8).cycle().take(length as usize).collect();
+        writer.add_tensor_bytes(name, &dims, kind, data).unwrap();
+    }
+    writer
+}
+
 fn weights(rank: usize) -> Vec<u8> {
     let prefix = "base_model.model.model.layers";
     let mut tensors = BTreeMap::new();
-    let data: Vec<u8> = (0..128_u8).collect();
+    let data: Vec<u8> = (0..64_u8).cycle().take(256).collect();
     for (name, shape) in [
         ("0.self_attn.q_proj.lora_A.weight", vec![rank, 4]),
-        ("0.self_attn.q_proj.lora_B.weight", vec![3, rank]),
+        ("0.self_attn.q_proj.lora_B.weight", vec![4, rank]),
         ("1.linear_attn.in_proj_qkv.lora_A.weight", vec![rank, 4]),
-        ("1.linear_attn.in_proj_qkv.lora_B.weight", vec![2, rank]),
+        ("1.linear_attn.in_proj_qkv.lora_B.weight", vec![8, rank]),
     ] {
         let length = 4 * shape.iter().product::<usize>();
         tensors.insert(format!("{prefix}.{name}"), TensorView::new(Dtype::F32, shape, &data[..length]).unwrap());

@@ -22,7 +22,7 @@ mod reply;
 mod template;
 mod tokenizer;
 
-pub use adapter::adapter;
+pub use adapter::{adapter, fitted};
 pub use gguf::gguf;
 pub use grammar::grammar;
 pub use image::image;

@@ -46,15 +46,15 @@ fn every_target_survives_the_seeds_of_all_others() {
 /// Seeds that are refused at the first byte would teach a fuzzer nothing.
 #[test]
 fn seeds_are_accepted() {
-    use consort_fuzz_targets::parts;
+    use consort_fuzz_targets::{fitted, parts};
     use consort_gguf::Gguf;
 
     let seed = |path: &str| std::fs::read(folder("corpus").join(path)).unwrap();
     assert_eq!(Gguf::from_bytes(seed("gguf/model.gguf")).unwrap().tensors().len(), 12);
-    for name in ["lora", "etude"] {
-        let data = seed(&format!("adapter/{name}"));
-        let [config, weights] = parts(&data);
-        assert_eq!(consort_peft::PeftAdapter::from_parts(config, weights).unwrap().deltas().len(), 2);
+    for name in ["lora", "etude", "gguf"] {
+        let adapter = fitted(&seed(&format!("adapter/{name}"))).unwrap();
+        let tensors: Vec<_> = adapter.deltas().map(|delta| delta.tensor.as_str()).collect();
+        assert_eq!(tensors, ["blk.0.attn_q.weight", "blk.1.attn_qkv.weight"], "{name}");
     }
     let data = seed("tokenizer/json");
     let [_, config, file] = parts(&data);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use consort_core::{Error, ErrorKind, Result};
 
@@ -25,7 +26,7 @@ const MIN_METADATA_BYTES: usize = 8 + 4 + 1;
 const MIN_TENSOR_BYTES: usize = 8 + 4 + 8 + 4 + 8;
 
 /// An open GGUF model, version 2 or 3, little endian: one file, or several whose tensors are one model's (see
-/// [`open`](Self::open)). Share it in an [`Arc`](std::sync::Arc).
+/// [`open`](Self::open)). Share it in an [`Arc`].
 ///
 /// A model that opens keeps these promises: keys and tensor names are unique; every tensor has one to four dimensions, none
 /// of them zero, and whole blocks in each row; its data lies inside its file, starts at a multiple of 8 bytes in memory
@@ -118,6 +119,15 @@ impl Gguf {
     /// As [`from_static`](Self::from_static).
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         Self::parse(Storage::from_vec(bytes))?.alone()
+    }
+
+    /// Reads a file that is in memory and shared with others. It is not copied where the bytes start at a multiple of 8 in
+    /// memory.
+    ///
+    /// # Errors
+    /// As [`from_static`](Self::from_static).
+    pub fn from_shared(bytes: Arc<[u8]>) -> Result<Self> {
+        Self::parse(Storage::from_shared(bytes))?.alone()
     }
 
     /// The format's version, 2 or 3, of the first file.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use consort_core::{Error, ErrorKind, Result};
 
@@ -24,6 +25,7 @@ pub struct Aligned<T: ?Sized>(pub T);
 pub(crate) enum Storage {
     Static(&'static [u8]),
     Owned(Vec<u8>),
+    Shared(Arc<[u8]>),
     /// A copy in words, for bytes that came misaligned; the second field is the length in bytes.
     Words(Box<[u64]>, usize),
     Mapped(MappedFile),
@@ -75,6 +77,10 @@ impl Storage {
         if is_aligned(&bytes) { Self::Owned(bytes) } else { Self::copy(&bytes) }
     }
 
+    pub(crate) fn from_shared(bytes: Arc<[u8]>) -> Self {
+        if is_aligned(&bytes) { Self::Shared(bytes) } else { Self::copy(&bytes) }
+    }
+
     fn copy(bytes: &[u8]) -> Self {
         tracing::debug!(bytes = bytes.len(), "the file's bytes are misaligned in memory: copying them");
         let mut words = vec![0_u64; bytes.len().div_ceil(8)].into_boxed_slice();
@@ -86,6 +92,7 @@ impl Storage {
         match self {
             Self::Static(bytes) => bytes,
             Self::Owned(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
             Self::Words(words, length) => &bytemuck::cast_slice::<u64, u8>(words)[..*length],
             Self::Mapped(map) => map.bytes(),
         }
@@ -108,5 +115,10 @@ mod tests {
         assert!(matches!(copied, Storage::Words(..)));
         assert_eq!(copied.bytes(), [7; 29]);
         assert!(is_aligned(copied.bytes()));
+        let shared: Arc<[u8]> = vec![7; 32].into();
+        let start = shared.as_ptr();
+        let stored = Storage::from_shared(Arc::clone(&shared));
+        assert!(is_aligned(stored.bytes()) && stored.bytes() == &*shared);
+        assert!(!is_aligned(&shared) || stored.bytes().as_ptr() == start, "bytes that were aligned are copied");
     }
 }

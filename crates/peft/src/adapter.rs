@@ -1,75 +1,20 @@
 //! The weights: pairs of factors, checked against each other and the config.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
 
-use consort_core::{Error, Result};
+use consort_core::Result;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use crate::config::{MAX_CONFIG_BYTES, PeftConfig, invalid};
+use crate::bytes::{digest, read_folder};
+use crate::config::{PeftConfig, invalid};
 use crate::module::{Factor, parse};
 
 /// The largest rank that is accepted.
 pub const MAX_RANK: usize = 512;
-/// The largest weights file that is read, in bytes.
-const MAX_WEIGHTS_BYTES: usize = 4 << 30;
 /// The widest layer that is accepted.
-const MAX_FEATURES: usize = 1 << 24;
-
-/// The contents of an adapter's two files, read within bounds and not yet understood.
-#[derive(Clone)]
-pub struct AdapterBytes {
-    /// `adapter_config.json`.
-    pub config: Arc<[u8]>,
-    /// `adapter_model.safetensors`.
-    pub weights: Arc<[u8]>,
-}
-
-impl std::fmt::Debug for AdapterBytes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AdapterBytes")
-            .field("config", &self.config.len())
-            .field("weights", &self.weights.len())
-            .finish()
-    }
-}
-
-impl AdapterBytes {
-    /// Reads the two files in `directory`, as PEFT's `save_pretrained` writes them.
-    ///
-    /// # Errors
-    /// [`NotFound`](consort_core::ErrorKind::NotFound) and [`Io`](consort_core::ErrorKind::Io);
-    /// [`InvalidAdapter`](consort_core::ErrorKind::InvalidAdapter) for files that are too large, or a pickle.
-    pub fn read(directory: &Path) -> Result<Self> {
-        let config = read(&directory.join("adapter_config.json"), MAX_CONFIG_BYTES)?;
-        let path = directory.join("adapter_model.safetensors");
-        if !path.exists() && directory.join("adapter_model.bin").exists() {
-            return Err(invalid(
-                "the weights are a pickle, which can run code and is not read; save the adapter again as safetensors",
-            )
-            .with_context("path", directory.join("adapter_model.bin").display().to_string()));
-        }
-        Ok(Self { config: config.into(), weights: read(&path, MAX_WEIGHTS_BYTES)?.into() })
-    }
-
-    /// The BLAKE3 digest of the config's length (eight bytes, little-endian), the config and the weights.
-    #[must_use]
-    pub fn digest(&self) -> [u8; 32] {
-        digest(&self.config, &self.weights)
-    }
-}
-
-fn digest(config: &[u8], weights: &[u8]) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&(config.len() as u64).to_le_bytes());
-    hasher.update(config);
-    hasher.update(weights);
-    *hasher.finalize().as_bytes()
-}
+pub(crate) const MAX_FEATURES: usize = 1 << 24;
 
 /// A LoRA adapter.
 #[derive(Debug, Clone)]
@@ -82,9 +27,10 @@ pub struct PeftAdapter {
 /// What an adapter adds to one linear layer: `scale · B A`.
 #[derive(Clone, PartialEq)]
 pub struct LoraDelta {
-    /// The layer's name in the Hugging Face text model, such as `layers.3.linear_attn.in_proj_qkv`, or `lm_head`.
+    /// The layer's name in the Hugging Face text model, such as `layers.3.linear_attn.in_proj_qkv`, or `lm_head`; of a GGUF
+    /// adapter that of its tensor, such as `blk.3.attn_qkv.weight`.
     pub module: String,
-    /// The index of the decoder layer; `None` for `lm_head`.
+    /// The index of the decoder layer; `None` for what lies outside, such as `lm_head`.
     pub layer: Option<usize>,
     /// r: the number of rows of A and of columns of B, 1 to [`MAX_RANK`].
     pub rank: usize,
@@ -96,12 +42,12 @@ pub struct LoraDelta {
     pub a: Vec<f32>,
     /// B, `[out_features, rank]`, row by row.
     pub b: Vec<f32>,
-    /// The factor on `B A x`: `alpha / r`, or `alpha / √r` for rank-stabilised LoRA.
+    /// The factor on `B A x`: `alpha / r`, or `alpha / √r` for rank-stabilised LoRA; 1 where a GGUF adapter has no alpha.
     pub scale: f32,
 }
 
 impl LoraDelta {
-    /// The name within its decoder layer, such as `linear_attn.in_proj_qkv`; `lm_head` as it is.
+    /// The name within its decoder layer, such as `linear_attn.in_proj_qkv` or `attn_qkv.weight`; what lies outside as it is.
     #[must_use]
     pub fn path(&self) -> &str {
         match self.layer {
@@ -130,7 +76,7 @@ impl PeftAdapter {
     /// [`NotFound`](consort_core::ErrorKind::NotFound) and [`Io`](consort_core::ErrorKind::Io), and what
     /// [`from_parts`](Self::from_parts) gives.
     pub fn open(directory: &Path) -> Result<Self> {
-        let AdapterBytes { config, weights } = AdapterBytes::read(directory)?;
+        let [config, weights] = read_folder(directory)?;
         Self::from_parts(&config, &weights).map_err(|error| error.with_context("path", directory.display().to_string()))
     }
 
@@ -167,10 +113,7 @@ impl PeftAdapter {
         }
         let mut deltas =
             pairs.into_iter().map(|(module, pair)| pair.delta(module, &config)).collect::<Result<Vec<_>>>()?;
-        deltas.sort_by(|left, right| {
-            // `lm_head` last, as the forward pass meets them.
-            (left.layer.is_none(), left.layer, &left.module).cmp(&(right.layer.is_none(), right.layer, &right.module))
-        });
+        sort(&mut deltas);
         Ok(Self { config, deltas, digest })
     }
 
@@ -208,6 +151,13 @@ impl PeftAdapter {
     pub fn digest(&self) -> [u8; 32] {
         self.digest
     }
+}
+
+/// The order in which the forward pass meets the layers, `lm_head` last; within a layer by name.
+pub(crate) fn sort(deltas: &mut [LoraDelta]) {
+    deltas.sort_by(|left, right| {
+        (left.layer.is_none(), left.layer, &left.module).cmp(&(right.layer.is_none(), right.layer, &right.module))
+    });
 }
 
 type Named<'a> = (&'a str, &'a TensorView<'a>);
@@ -280,23 +230,13 @@ fn numbers(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>> {
                 .with_context("tensor", name));
         }
     };
-    if !numbers.iter().all(|number| number.is_finite()) {
-        return Err(invalid("the tensor holds a number that is not finite").with_context("tensor", name));
-    }
+    check_finite(&numbers, name)?;
     Ok(numbers)
 }
 
-/// Reads a file of at most `limit` bytes.
-fn read(path: &Path, limit: usize) -> Result<Vec<u8>> {
-    let io = |source| Error::io(path, source).with_operation("peft::open");
-    let file = File::open(path).map_err(io)?;
-    let mut bytes = Vec::new();
-    // One byte more than allowed tells that there is more; the size that the file system reports may lie.
-    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() > limit {
-        return Err(
-            invalid(format!("the file is larger than {limit} bytes")).with_context("path", path.display().to_string())
-        );
+pub(crate) fn check_finite(numbers: &[f32], tensor: &str) -> Result<()> {
+    if numbers.iter().all(|number| number.is_finite()) {
+        return Ok(());
     }
-    Ok(bytes)
+    Err(invalid("the tensor holds a number that is not finite").with_context("tensor", tensor))
 }

@@ -13,6 +13,8 @@ use crate::MAX_RANK;
 /// The largest config that is read, in bytes. PEFT writes a few kilobytes.
 pub(crate) const MAX_CONFIG_BYTES: usize = 1 << 20;
 const MAX_PATTERNS: usize = 4096;
+/// The key of an activated adapter's tokens.
+pub(crate) const INVOCATION: &str = "alora_invocation_tokens";
 /// Prompts are searched for them, so they are few.
 const MAX_INVOCATION: usize = 256;
 /// Bounds what a pattern compiles to, in bytes: patterns are hostile too.
@@ -222,25 +224,31 @@ fn asks(value: &Value) -> bool {
     }
 }
 
-/// `alora_invocation_tokens`: absent, or 1 to [`MAX_INVOCATION`] token ids.
+/// `alora_invocation_tokens`: absent, or a list of token ids.
 fn invocation(value: &Value) -> Result<Option<Vec<u32>>> {
-    let refuse = |message: String| Err(invalid(message).with_context("key", "alora_invocation_tokens"));
+    let refuse = |message: &str| Err(invalid(message).with_context("key", INVOCATION));
     let list = match value {
         Value::Null => return Ok(None),
         Value::Array(list) => list,
-        _ => return refuse("the invocation tokens are no list".into()),
+        _ => return refuse("the invocation tokens are no list"),
     };
-    if list.is_empty() || list.len() > MAX_INVOCATION {
-        return refuse(format!(
-            "an activated adapter needs 1 to {MAX_INVOCATION} invocation tokens, and this one has {}",
-            list.len()
-        ));
-    }
     let token = |value: &Value| value.as_u64().and_then(|token| u32::try_from(token).ok());
     match list.iter().map(token).collect::<Option<Vec<_>>>() {
-        Some(tokens) => Ok(Some(tokens)),
-        None => refuse("an invocation token is no token id".into()),
+        Some(tokens) => checked_invocation(tokens, INVOCATION).map(Some),
+        None => refuse("an invocation token is no token id"),
     }
+}
+
+/// The tokens of an activated adapter: 1 to [`MAX_INVOCATION`].
+pub(crate) fn checked_invocation(tokens: Vec<u32>, key: &'static str) -> Result<Vec<u32>> {
+    if tokens.is_empty() || tokens.len() > MAX_INVOCATION {
+        return Err(invalid(format!(
+            "an activated adapter needs 1 to {MAX_INVOCATION} invocation tokens, and this one has {}",
+            tokens.len()
+        ))
+        .with_context("key", key));
+    }
+    Ok(tokens)
 }
 
 fn checked_rank(value: u64, key: &'static str) -> Result<usize> {
@@ -250,7 +258,7 @@ fn checked_rank(value: u64, key: &'static str) -> Result<usize> {
         .ok_or_else(|| invalid(format!("a rank of {value} is not between 1 and {MAX_RANK}")).with_context("key", key))
 }
 
-fn checked_alpha(value: f64, key: &'static str) -> Result<f64> {
+pub(crate) fn checked_alpha(value: f64, key: &'static str) -> Result<f64> {
     if value.is_finite() && value.abs() <= 1e9 {
         Ok(value)
     } else {

@@ -1,9 +1,13 @@
-//! Reads LoRA adapters as PEFT saves them: `adapter_config.json` and `adapter_model.safetensors`, bounded.
+//! Reads LoRA adapters, as PEFT saves them (`adapter_config.json` and `adapter_model.safetensors`) and as llama.cpp's
+//! `convert_lora_to_gguf.py` writes them (one GGUF file), and holds them against a model.
 //!
-//! [`PeftAdapter`] gives one [`LoraDelta`] for each linear layer that the adapter changes, with the layer's name as the
-//! Hugging Face model calls it, the two factors in f32 and the scale, so that an engine computes
+//! [`PeftAdapter`] and [`GgufAdapter`] give one [`LoraDelta`] for each linear layer that the adapter changes, with the name
+//! that the layer has in the file, the two factors in f32 and the scale, so that an engine computes
 //! `y = W x + scale · B (A x)`. Whatever an adapter asks for beyond that is refused *by name* rather than dropped: DoRA,
 //! `modules_to_save`, biases, embeddings, vision layers, and the rest.
+//!
+//! Engines take a [`ModelAdapter`]: an adapter in either form, whose names, shapes and kinds of layers were checked against
+//! the model's [`TextDimensions`], and whose value heads are in the order of the model's GGUF file.
 //!
 //! Files are hostile until proven otherwise: sizes are bounded before anything is read, every tensor must belong to a pair
 //! whose shapes agree with each other and with the config, and numbers must be finite. Every such error is an
@@ -32,8 +36,16 @@
 #![forbid(unsafe_code)]
 
 mod adapter;
+mod bytes;
 mod config;
+mod gguf;
+mod linear;
+mod model;
 mod module;
 
-pub use adapter::{AdapterBytes, LoraDelta, MAX_RANK, PeftAdapter};
+pub use adapter::{LoraDelta, MAX_RANK, PeftAdapter};
+pub use bytes::AdapterBytes;
 pub use config::PeftConfig;
+pub use gguf::GgufAdapter;
+pub use linear::{LayerKind, Linear, Naming, Network, TextDimensions};
+pub use model::{ModelAdapter, Place, TensorDelta};

@@ -1,60 +1,16 @@
 //! Adapters as PEFT writes them, and adapters as nobody should.
 #![allow(clippy::unwrap_used)]
-#![allow(unsafe_code)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod common;
+
 use std::collections::BTreeMap;
 
+use common::{Random, peak};
 use consort_core::ErrorKind;
 use consort_peft::PeftAdapter;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-
-/// Counts what this thread has allocated.
-struct Counting;
-
-thread_local! {
-    static CURRENT: Cell<usize> = const { Cell::new(0) };
-    static PEAK: Cell<usize> = const { Cell::new(0) };
-}
-
-fn grow(bytes: usize) {
-    let _ = CURRENT.try_with(|current| {
-        current.set(current.get().saturating_add(bytes));
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(current.get())));
-    });
-}
-
-fn shrink(bytes: usize) {
-    let _ = CURRENT.try_with(|current| current.set(current.get().saturating_sub(bytes)));
-}
-
-// SAFETY: every call is passed on to the system allocator unchanged; the counters own no memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        shrink(layout.size());
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        grow(size);
-        shrink(layout.size());
-        // SAFETY: as the caller promised.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 struct Tensor {
     dtype: Dtype,
@@ -250,10 +206,7 @@ fn directories() {
 }
 
 fn check(config: &[u8], weights: &[u8], what: &str) {
-    let before = CURRENT.get();
-    PEAK.set(before);
-    let outcome = PeftAdapter::from_parts(config, weights).map(|adapter| adapter.max_rank());
-    let peak = PEAK.get() - before;
+    let (outcome, peak) = peak(|| PeftAdapter::from_parts(config, weights).map(|adapter| adapter.max_rank()));
     if let Err(error) = outcome {
         assert_eq!(error.kind(), ErrorKind::InvalidAdapter, "{what}");
     }
@@ -274,14 +227,8 @@ fn damaged_files_end_in_a_typed_error() {
     for length in 0..config.len() {
         check(&config[..length], &weights, &format!("the first {length} bytes of the config"));
     }
-    // A small generator (xorshift), so that the cases are the same on every machine.
-    let mut state = 0x5EED_u64;
-    let mut below = |limit: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % limit as u64) as usize
-    };
+    let mut random = Random::new();
+    let mut below = |limit| random.below(limit);
     for case in 0..4000 {
         let (mut config, mut weights) = (config.clone(), weights.clone());
         for _ in 0..=below(4) {

@@ -1,10 +1,9 @@
 //! Reads adapters' files off the engine's thread: a slow disk must not stall a voice.
 
-use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 
-use consort_core::{AdapterFiles, AdapterInfo, AdapterKey, Error, Residency, Result};
+use consort_core::{AdapterFiles, AdapterInfo, AdapterKey, Residency, Result};
 use consort_peft::AdapterBytes;
 
 use crate::events::Answerer;
@@ -90,12 +89,6 @@ fn deliver(errand: Errand) -> Delivery {
 }
 
 fn read(files: &AdapterFiles) -> Result<Contents> {
-    let bytes = match files {
-        AdapterFiles::Directory(path) => AdapterBytes::read(path)?,
-        AdapterFiles::Bytes { config, weights } => {
-            AdapterBytes { config: Arc::clone(config), weights: Arc::clone(weights) }
-        }
-        _ => return Err(Error::unsupported("scheduler", "adapters in this form")),
-    };
+    let bytes = AdapterBytes::read(files)?;
     Ok(Contents { digest: bytes.digest(), bytes })
 }

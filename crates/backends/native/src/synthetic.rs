@@ -218,7 +218,7 @@ impl SyntheticConfig {
     /// # Errors
     /// Those of [`GgufWriter::write_to`]; a weight type that [`quantize`] does not write.
     pub fn write_text(&self, path: &Path) -> Result<()> {
-        let drawn = draw(self.seed);
+        let drawn = random(self.seed, DRAWN);
         self.text_maker(&drawn)?.writer.write_to(path)
     }
 
@@ -228,7 +228,7 @@ impl SyntheticConfig {
     /// As [`write_text`](Self::write_text).
     pub fn write_vision(&self, path: &Path) -> Result<bool> {
         let Some(vision) = &self.vision else { return Ok(false) };
-        let drawn = draw(self.seed ^ 0xeeee);
+        let drawn = random(self.seed ^ 0xeeee, DRAWN);
         self.vision_writer(vision, &drawn)?.write_to(path)?;
         Ok(true)
     }
@@ -238,7 +238,7 @@ impl SyntheticConfig {
     /// # Errors
     /// A weight type that [`quantize`] does not write.
     pub fn text(&self) -> Result<Vec<u8>> {
-        let (drawn, mut file) = (draw(self.seed), Vec::new());
+        let (drawn, mut file) = (random(self.seed, DRAWN), Vec::new());
         self.text_maker(&drawn)?.writer.write(&mut file)?;
         Ok(file)
     }
@@ -249,7 +249,7 @@ impl SyntheticConfig {
     /// A weight type that [`quantize`] does not write.
     pub fn vision(&self) -> Result<Option<Vec<u8>>> {
         let Some(vision) = &self.vision else { return Ok(None) };
-        let (drawn, mut file) = (draw(self.seed ^ 0xeeee), Vec::new());
+        let (drawn, mut file) = (random(self.seed ^ 0xeeee, DRAWN), Vec::new());
         self.vision_writer(vision, &drawn)?.write(&mut file)?;
         Ok(Some(file))
     }
@@ -377,8 +377,9 @@ impl SyntheticConfig {
     }
 }
 
-/// Numbers of mean 0 and standard deviation 1 (uniform), from a seed.
-fn draw(seed: u64) -> Vec<f32> {
+/// So many numbers of mean 0 and standard deviation 1 (uniform), from a seed: what synthetic weights are made of.
+#[must_use]
+pub fn random(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         // xorshift64*
@@ -388,7 +389,7 @@ fn draw(seed: u64) -> Vec<f32> {
         let bits = state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40;
         (bits as f32 / (1 << 23) as f32 - 1.0) * 3_f32.sqrt()
     };
-    (0..DRAWN).map(|_| next()).collect()
+    (0..count).map(|_| next()).collect()
 }
 
 /// A file in the making.

@@ -24,6 +24,7 @@ pub(super) fn add(list: &mut List) {
     list.add("requests_wait_for_room_and_all_are_served", &needs, all_served);
     list.add("a_kept_past_outlives_its_adapters_absence", &[Need::HotSwap, Need::Park], past_stays);
     list.add("files_that_changed_are_not_paged_in", &needs, changed_files);
+    list.add("a_gguf_file_comes_and_goes", &[Need::HotSwap, Need::Twins], gguf_file);
     list.add("replaced_and_unloaded_while_away", &needs, replaced_away);
     list.add("adapters_come_and_go_while_eight_streams_speak", &[Need::HotSwap, Need::EightSequences], eight_streams);
     list.add("adapters_at_random_against_a_model", &needs, at_random);
@@ -319,6 +320,14 @@ impl Folder {
         }
         Ok(AdapterFiles::Directory(self.0.clone()))
     }
+
+    /// Writes a GGUF adapter, always under the same name.
+    fn write_gguf(&self, files: &AdapterFiles) -> Outcome<AdapterFiles> {
+        let AdapterFiles::Gguf(bytes) = files else { return Err("this adapter is not GGUF in memory".into()) };
+        let path = self.0.join("lora.gguf");
+        fs::write(&path, bytes).map_err(|error| error.to_string())?;
+        Ok(AdapterFiles::File(path))
+    }
 }
 
 impl Drop for Folder {
@@ -347,6 +356,48 @@ fn changed_files(fixture: &BackendFixture) -> Outcome {
     folder.write(&files(fixture, 2)?)?;
     client.load_files(&name(0), &changed)?;
     client.same(&client.anew(&asked(fixture, 0))?, &expected[2], "loaded again with new weights")?;
+    check_books(&client, bytes_of_one(fixture)?)
+}
+
+/// A GGUF file is loaded, paged out and in, held to what it was, replaced and unloaded.
+fn gguf_file(fixture: &BackendFixture) -> Outcome {
+    let [one, other, ..] = fixture.engine.adapter_twins.as_slice() else { return Err("there are too few".into()) };
+    let roomy = Client::new(fixture)?;
+    let in_peft = |files: &AdapterFiles| -> Outcome<Reply> {
+        roomy.load_files(&name(0), files)?;
+        roomy.anew(&asked(fixture, 0))
+    };
+    let expected = [in_peft(&one.peft)?, in_peft(&other.peft)?];
+    let away = in_peft(&files(fixture, 1)?)?;
+
+    let folder = Folder::new()?;
+    let client = with_room(fixture, 1)?;
+    let file = folder.write_gguf(&one.gguf)?;
+    client.load_files(&name(0), &file)?;
+    let path = file.path().ok_or("a file without a path")?;
+    let digest = blake3::hash(&fs::read(path).map_err(|error| error.to_string())?);
+    ensure!(status(&client)[&name(0)].digest == Some(*digest.as_bytes()), "the digest is not the file's");
+    client.same(&client.anew(&asked(fixture, 0))?, &expected[0], "as a GGUF file against PEFT's format")?;
+    load(&client, 1)?;
+    ensure!(resident(&client) == [1], "{:?} are in the engine", resident(&client));
+    client.same(&client.anew(&asked(fixture, 0))?, &expected[0], "paged in from a GGUF file")?;
+    client.same(&client.anew(&asked(fixture, 1))?, &away, "the persona in PEFT's format beside it")?;
+
+    // Another adapter in the same place is not paged in under the old one's name.
+    folder.write_gguf(&other.gguf)?;
+    let error = refusal(&client, asked(fixture, 0), ErrorKind::InvalidAdapter, "an adapter whose file changed")?;
+    ensure!(error.to_string().contains("load it again"), "the error must say what to do: {error}");
+    client.load_files(&name(0), &file)?;
+    client.same(&client.anew(&asked(fixture, 0))?, &expected[1], "replaced by the file's new contents")?;
+    client.anew(&asked(fixture, 1))?;
+    fs::remove_file(path).map_err(|error| error.to_string())?;
+    refusal(&client, asked(fixture, 0), ErrorKind::NotFound, "an adapter whose file is gone")?;
+    // In memory it needs no file.
+    client.load_files(&name(0), &one.gguf)?;
+    client.anew(&asked(fixture, 1))?;
+    client.same(&client.anew(&asked(fixture, 0))?, &expected[0], "paged in from memory")?;
+    block_on(client.backend.unload_adapter(&name(0)))?;
+    refusal(&client, asked(fixture, 0), ErrorKind::NotFound, "an unloaded adapter")?;
     check_books(&client, bytes_of_one(fixture)?)
 }
 

@@ -1,11 +1,11 @@
 //! Adapters: they act, they add up, they keep to their sequence and to their generation.
 
-use consort_core::{AdapterSet, AdapterSource, ErrorKind};
+use consort_core::{AdapterBinding, AdapterInfo, AdapterSet, AdapterSource, ErrorKind};
 
 use super::List;
 use crate::case::{Outcome, ensure};
-use crate::fixture::{EngineFixture, Need};
-use crate::rig::{Rig, differ, fails, set};
+use crate::fixture::{AdapterTwins, EngineFixture, Need};
+use crate::rig::{Rig, differ, fails, set, within};
 use crate::script::Script;
 
 pub(super) fn add(list: &mut List) {
@@ -29,6 +29,13 @@ pub(super) fn add(list: &mut List) {
     list.add("a_parked_past_holds_no_weights", &[Need::Logits, Need::HotSwap, Need::Park], parked_without_weights);
     list.add("an_unloaded_adapter_gives_memory_back", &[Need::Logits, Need::HotSwap], unload_memory);
     list.add("a_refused_adapter_leaves_nothing", &[Need::Logits, Need::RefusedAdapters], refused_leaves_nothing);
+    for twins in list.fixture.adapter_twins.clone() {
+        let mut needs = vec![Need::Logits, Need::Adapters];
+        needs.extend(twins.invocation.is_some().then_some(Need::Activated));
+        list.add(format!("an_adapter_as_gguf_is_the_same::{}", twins.name), &needs, move |fixture| {
+            as_gguf(fixture, &twins)
+        });
+    }
     for refused in list.fixture.refused_adapters.clone() {
         let name = format!("an_adapter_with_{}_is_refused", refused.why.replace(' ', "_"));
         list.add(name, &[Need::RefusedAdapters], move |fixture| {
@@ -87,6 +94,38 @@ fn tells(fixture: &EngineFixture) -> Outcome {
     }
     let now = rig.engine.memory().adapters;
     ensure!(now > start, "loaded adapters take no memory");
+    Ok(())
+}
+
+/// How far logits may be apart where the same adapter's scale is rounded in another place.
+const TWINS: f32 = 1e-4;
+
+/// What an adapter says of itself and does is the same in both forms.
+fn as_gguf(fixture: &EngineFixture, twins: &AdapterTwins) -> Outcome {
+    let mut rig = Rig::new(fixture)?;
+    let (peft, gguf) = (rig.load("peft", &twins.peft)?, rig.load("gguf", &twins.gguf)?);
+    let told = |info: &AdapterInfo| (info.rank, info.layers, info.bytes, info.invocation_tokens.clone());
+    ensure!(told(&peft) == told(&gguf), "in PEFT's format it is {peft:?}, as GGUF {gguf:?}");
+    ensure!(gguf.invocation_tokens == twins.invocation, "its tokens are {:?}", gguf.invocation_tokens);
+    let invocation = twins.invocation.clone().unwrap_or_default();
+    let tokens = [fixture.prompt(12, 410), invocation, fixture.prompt(9, 411)].concat();
+    let script = Script::text(&tokens);
+    let base = rig.fresh(&script)?;
+    let tolerance = TWINS.max(fixture.capability.logit_tolerance);
+    for scale in [1.0, -0.5] {
+        let mut row = |info: &AdapterInfo| -> Outcome<Vec<f32>> {
+            let active_from = if twins.invocation.is_some() {
+                info.invoked_at(&tokens).ok_or("its tokens are not found in the prompt")?
+            } else {
+                0
+            };
+            let binding = AdapterBinding { key: info.key.clone(), scale, active_from };
+            rig.fresh_with(&AdapterSet::new([binding])?, &script)
+        };
+        let (one, other) = (row(&peft)?, row(&gguf)?);
+        within(&one, &other, tolerance, &format!("PEFT's format against GGUF at {scale}"))?;
+        differ(&one, &base, &format!("the adapter at {scale} against none"))?;
+    }
     Ok(())
 }
 

@@ -63,13 +63,7 @@ pub fn fixture(model: &str, name: &str, files: &Files, threads: usize) -> Result
 }
 
 /// The same under another name, on another device.
-pub fn on(
-    engine: (&str, Device),
-    model: &str,
-    name: &str,
-    files: &Files,
-    threads: usize,
-) -> Result<EngineFixture> {
+pub fn on(engine: (&str, Device), model: &str, name: &str, files: &Files, threads: usize) -> Result<EngineFixture> {
     let fixture = fixture_of(engine, model, name, make(files, threads), |setup| embedding(files, setup))?;
     Ok(EngineFixture { vision_rounding: VISION_ROUNDING, ..fixture })
 }

@@ -19,6 +19,7 @@ pub mod forgetful;
 pub mod hostile;
 #[cfg(feature = "llamacpp")]
 pub mod llamacpp;
+pub mod lora;
 pub mod native;
 pub mod scheduled;
 

@@ -16,7 +16,7 @@ use consort_gguf::{Gguf, GgufWriter, TensorInfo, TensorType, dequantize, quantiz
 use consort_native::{Activations, NativeConfig, NativeEngine};
 use serde_json::Value;
 
-use super::folder;
+use super::{folder, lora};
 
 /// The configurations in `golden/`.
 pub const MODELS: [&str; 7] = ["plain", "untied", "grouped2", "grouped3", "heads", "deep", "moe"];
@@ -179,7 +179,9 @@ pub fn fixture_of(
         fixture.golden = Some(Arc::new(both));
         fixture.activated_adapters = named(&activated.join("adapters"))?;
     }
+    fixture.adapter_twins = lora::all_twins(model)?;
     fixture.refused_adapters = refused(&golden.join(model).join("adapters/all"))?;
+    fixture.refused_adapters.extend(lora::refused(model)?);
     Ok(fixture)
 }
 

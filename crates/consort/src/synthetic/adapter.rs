@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use consort_core::{Error, ErrorKind, Result};
 use consort_gguf::{GgufWriter, TensorType};
-use consort_native::synthetic::SyntheticConfig;
+use consort_native::synthetic::{SyntheticConfig, random};
+use consort_peft::{LayerKind, Linear, Naming, Network};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
@@ -15,29 +16,12 @@ const RANK: usize = 8;
 /// PEFT's `lora_alpha`: twice the rank, as is usual.
 const ALPHA: usize = 16;
 
-/// The linear layers that are changed: in GGUF, and in PEFT.
-const LAYERS: [(&str, &str); 10] = [
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-    ("attn_qkv", "linear_attn.in_proj_qkv"),
-    ("attn_gate", "linear_attn.in_proj_z"),
-    ("ssm_out", "linear_attn.out_proj"),
-];
-/// How many of [`LAYERS`] have no value heads, whose order differs between the two forms where there are more value heads
-/// than key heads.
-const HEADLESS: usize = 7;
-
 /// One adapter, twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyntheticAdapter {
-    /// A PEFT folder, for engines of this project and for vLLM.
+    /// A PEFT folder, which vLLM takes too.
     pub peft: PathBuf,
-    /// A GGUF file, for llama-server's `--lora`.
+    /// A GGUF file, which llama-server's `--lora` takes too.
     pub gguf: PathBuf,
 }
 
@@ -68,8 +52,16 @@ pub(super) fn write(config: &SyntheticConfig, number: usize, folder: &Path) -> R
     Ok(found)
 }
 
+/// Whether a linear layer is changed. Value heads stand in another order in each of the two forms where there are more of
+/// them than key heads, and then the layers that have them are left alone.
+fn is_changed(linear: Linear, config: &SyntheticConfig) -> bool {
+    match linear {
+        Linear::DeltaAlpha | Linear::DeltaBeta => false,
+        _ => config.key_heads == config.value_heads || linear.kind() != Some(LayerKind::Delta),
+    }
+}
+
 fn changes(config: &SyntheticConfig, number: usize) -> Result<Vec<Change>> {
-    let layers = if config.key_heads == config.value_heads { &LAYERS[..] } else { &LAYERS[..HEADLESS] };
     let mut seed = number as u64;
     let mut next = || {
         seed += 1;
@@ -78,7 +70,10 @@ fn changes(config: &SyntheticConfig, number: usize) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for (name, dims) in config.shapes()? {
         let Some((block, part)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else { continue };
-        let Some((_, module)) = layers.iter().find(|(gguf, _)| part == format!("{gguf}.weight")) else { continue };
+        let linear = Linear::parse(part, Naming::Gguf, Network::Dense).filter(|linear| is_changed(*linear, config));
+        let Some(module) = linear.and_then(|linear| linear.name(Naming::Transformers, Network::Dense)) else {
+            continue;
+        };
         let &[inputs, outputs] = dims.as_slice() else { continue };
         let (inputs, outputs) = (to_usize(inputs)?, to_usize(outputs)?);
         changes.push(Change {
@@ -98,17 +93,9 @@ fn to_usize(value: u64) -> Result<usize> {
     usize::try_from(value).map_err(|_| Error::new(ErrorKind::InvalidConfig, "the model is larger than can be counted"))
 }
 
-/// Evenly distributed numbers of this deviation, as bytes. (xorshift64*)
+/// Evenly distributed numbers of this deviation, as bytes.
 fn numbers(seed: u64, count: usize, deviation: f32) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        let bits = state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40;
-        (bits as f32 / (1 << 23) as f32 - 1.0) * 3_f32.sqrt() * deviation
-    };
-    (0..count).flat_map(|_| next().to_le_bytes()).collect()
+    random(seed, count).iter().flat_map(|number| (number * deviation).to_le_bytes()).collect()
 }
 
 fn write_peft(changes: &[Change], folder: &Path) -> Result<()> {

@@ -5,6 +5,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use consort_gguf::{GgufWriter, TensorType, quantize};
+use consort_peft::{Linear, Naming, Network, PeftAdapter};
 use serde_json::Value;
 
 /// The path of the command.
@@ -61,4 +63,25 @@ pub fn json(args: &[&str]) -> Value {
 pub fn failure(args: &[&str]) -> (i32, String) {
     let output = consort(args);
     (output.status.code().unwrap(), stderr(&output))
+}
+
+/// The bundled adapter `pirate` as one GGUF file, as llama.cpp's converter writes it. etude has one key head, so that value
+/// heads stand in one order.
+pub fn pirate_as_gguf(folder: &Path) -> PathBuf {
+    let deltas = PeftAdapter::open(&repository().join("models/etude/adapters/pirate")).unwrap().into_deltas();
+    let mut writer = GgufWriter::new("qwen35");
+    writer.set("general.type", "adapter").set("adapter.type", "lora");
+    writer.set("adapter.lora.alpha", deltas[0].scale * deltas[0].rank as f32);
+    for delta in &deltas {
+        let linear = Linear::parse(delta.path(), Naming::Transformers, Network::Dense).unwrap();
+        let name = linear.name(Naming::Gguf, Network::Dense).unwrap();
+        let name = format!("blk.{}.{name}", delta.layer.unwrap());
+        let (rank, inputs, outputs) = (delta.rank as u64, delta.in_features as u64, delta.out_features as u64);
+        let bytes = |values: &[f32]| quantize(TensorType::F32, values, None).unwrap();
+        writer.add_tensor_bytes(format!("{name}.lora_a"), &[inputs, rank], TensorType::F32, bytes(&delta.a)).unwrap();
+        writer.add_tensor_bytes(format!("{name}.lora_b"), &[rank, outputs], TensorType::F32, bytes(&delta.b)).unwrap();
+    }
+    let path = folder.join("pirate-lora.gguf");
+    writer.write_to(&path).unwrap();
+    path
 }

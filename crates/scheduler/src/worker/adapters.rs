@@ -68,11 +68,10 @@ impl<E: Engine> Worker<E> {
 
     /// Gives the engine an adapter's files.
     fn hand_over(&mut self, key: &AdapterKey, files: &AdapterFiles, bytes: &AdapterBytes) -> Result<AdapterInfo> {
-        let AdapterBytes { config, weights } = bytes.clone();
-        let source = AdapterSource { key: key.clone(), files: AdapterFiles::Bytes { config, weights } };
-        self.engine.load_adapter(&source).map_err(|error| match files {
-            AdapterFiles::Directory(path) => error.with_context("path", path.display().to_string()),
-            _ => error,
+        let source = AdapterSource { key: key.clone(), files: bytes.clone().into_files() };
+        self.engine.load_adapter(&source).map_err(|error| match files.path() {
+            Some(path) => error.with_context("path", path.display().to_string()),
+            None => error,
         })
     }
 

@@ -157,6 +157,48 @@ fn adapters_in_room_for_one_take_turns() {
 }
 
 #[test]
+fn a_gguf_file_is_loaded_replaced_paged_and_unloaded() {
+    let rig = Rig::new(Setup::default(), SchedulerConfig { adapter_bytes: 1, ..SchedulerConfig::default() });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lora.gguf");
+    let load = || block_on(rig.backend.load_adapter("a", AdapterFiles::File(path.clone())));
+    let (prompt, missing) = (tokens(5, 10), load().unwrap_err());
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+    assert!(missing.to_string().contains("lora.gguf"), "{missing}");
+    let says = |weights: &[u8]| expected(&parts(&prompt), &[(weights, 1.0)], 6);
+    let ask_a = || with_adapter(ask(&prompt, 6), "a", 1.0);
+
+    std::fs::write(&path, b"weights of a").unwrap();
+    load().unwrap();
+    assert_eq!(rig.say(ask_a()).ids, says(b"weights of a"));
+    let status = rig.backend.adapters().remove(0);
+    assert_eq!(status.digest, Some(*blake3::hash(b"weights of a").as_bytes()));
+    // The same bytes in PEFT's format are another adapter's.
+    rig.load("b", b"weights of a");
+    let both = rig.backend.adapters();
+    assert_ne!(both[0].digest, both[1].digest);
+    assert_eq!(both.iter().map(|status| status.resident).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(rig.say(ask_a()).ids, says(b"weights of a"), "paged in from its file");
+
+    rig.say(with_adapter(ask(&prompt, 6), "b", 1.0));
+    std::fs::write(&path, b"other weights").unwrap();
+    let changed = collect(rig.backend.generate(ask_a()).unwrap()).unwrap_err();
+    assert_eq!(changed.kind(), ErrorKind::InvalidAdapter);
+    assert!(changed.to_string().contains("load it again"), "{changed}");
+    load().unwrap();
+    assert_eq!(rig.say(ask_a()).ids, says(b"other weights"), "replaced");
+    std::fs::write(&path, b"").unwrap();
+    let empty = load().unwrap_err();
+    assert!(empty.kind() == ErrorKind::InvalidAdapter && empty.to_string().contains("lora.gguf"), "{empty}");
+    assert_eq!(rig.say(ask_a()).ids, says(b"other weights"), "a refused file leaves what was there");
+    block_on(rig.backend.load_adapter("a", AdapterFiles::Gguf(Arc::from(&b"in memory"[..])))).unwrap();
+    assert_eq!(rig.say(ask_a()).ids, says(b"in memory"));
+    block_on(rig.backend.unload_adapter("a")).unwrap();
+    assert_eq!(rig.backend.generate(ask_a()).unwrap_err().kind(), ErrorKind::NotFound);
+    rig.no_leak();
+}
+
+#[test]
 fn images_are_part_of_the_past_and_encoded_once() {
     let rig = rig();
     let scene = tokens(1, 10);

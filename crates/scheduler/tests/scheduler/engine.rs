@@ -456,7 +456,8 @@ impl Engine for HashEngine {
     }
 
     fn load_adapter(&mut self, source: &AdapterSource) -> Result<AdapterInfo> {
-        let AdapterFiles::Bytes { weights, .. } = &source.files else {
+        // Whoever reads files, it is not the engine.
+        let (AdapterFiles::Bytes { weights, .. } | AdapterFiles::Gguf(weights)) = &source.files else {
             return Err(Error::new(ErrorKind::InvalidAdapter, "bytes, please"));
         };
         if weights.is_empty() {

@@ -10,7 +10,7 @@ mod vision;
 use consort_core::{Error, ErrorKind, Result};
 use consort_gguf::{Gguf, Metadata, TensorType};
 
-pub(crate) use text::{LayerKind, TextShape};
+pub(crate) use text::TextShape;
 pub(crate) use vision::VisionShape;
 
 /// What a tensor's numbers may be.

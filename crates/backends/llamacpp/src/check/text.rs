@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use consort_core::{ErrorKind, Result};
 use consort_gguf::{Gguf, Metadata};
+use consort_peft::{LayerKind, Network, TextDimensions};
 
 use super::{Expected, Numbers, dimension, epsilon, invalid, only_known, tensors, unsupported};
 use crate::config::CacheType;
@@ -48,15 +49,6 @@ const KEYS: [&str; 30] = [
     "expert_weights_norm",
     "expert_gating_func",
 ];
-
-/// What mixes a layer's tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LayerKind {
-    /// Gated attention over all earlier tokens.
-    Attention,
-    /// The gated delta net with its recurrent state.
-    Delta,
-}
 
 /// Dimensions of the text model.
 #[derive(Debug, Clone)]
@@ -138,6 +130,24 @@ impl TextShape {
         let draft = drafts.then(|| format!("blk.{}.", shape.layers.len()));
         tensors(file, &expected, |name| draft.as_ref().is_some_and(|draft| name.starts_with(draft)))?;
         Ok(shape)
+    }
+
+    /// What adapters are held against.
+    pub(crate) fn dimensions(&self) -> TextDimensions {
+        TextDimensions {
+            hidden: self.hidden,
+            mlp: self.mlp,
+            vocab: self.vocab,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            key_heads: self.key_heads,
+            value_heads: self.value_heads,
+            key_dim: self.delta_dim,
+            value_dim: self.delta_dim,
+            layers: self.layers.clone(),
+            network: if self.experts.is_some() { Network::Experts } else { Network::Dense },
+        }
     }
 
     /// What dimensions must be to each other.

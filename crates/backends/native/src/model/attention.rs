@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use consort_core::Result;
 use consort_gguf::Gguf;
+use consort_peft::Linear;
 
 use super::batch::{Batch, each_row};
 use super::norm;
 use super::rope::Angles;
 use super::shape::TextShape;
 use crate::kv::PAGE;
-use crate::lora::Target;
 use crate::weights::{Compute, Matrix, vector};
 
 /// The weights of an attention layer.
@@ -54,9 +54,9 @@ impl Attention {
         let a = &shape.attention;
         let (kernels, dim) = (compute.kernels, a.head_dim);
         let (queries, keys) = (a.heads * dim, a.kv_heads * dim);
-        let mut paired = batch.linear(compute, &self.query, (layer, Target::Query), x);
-        let mut key = batch.linear(compute, &self.key, (layer, Target::Key), x);
-        let value = batch.linear(compute, &self.value, (layer, Target::Value), x);
+        let mut paired = batch.linear(compute, &self.query, (layer, Linear::Query), x);
+        let mut key = batch.linear(compute, &self.key, (layer, Linear::Key), x);
+        let value = batch.linear(compute, &self.value, (layer, Linear::Value), x);
 
         for (row, angles) in angles.iter().enumerate() {
             for query in paired[row * 2 * queries..][..2 * queries].chunks_exact_mut(2 * dim) {
@@ -94,6 +94,6 @@ impl Attention {
             }
             kernels.times_sigmoid(out, &paired[index * 2 * dim + dim..][..dim]);
         });
-        batch.linear(compute, &self.output, (layer, Target::Output), &out)
+        batch.linear(compute, &self.output, (layer, Linear::Output), &out)
     }
 }

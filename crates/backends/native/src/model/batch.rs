@@ -1,9 +1,9 @@
 //! The tokens of a batch, and to which sequence each belongs.
 
 use consort_core::Position;
+use consort_peft::Linear;
 use rayon::prelude::*;
 
-use crate::lora::Target;
 use crate::sequence::Sequence;
 use crate::weights::{Compute, Matrix};
 
@@ -41,14 +41,14 @@ impl Batch {
         &self,
         compute: Compute,
         matrix: &Matrix,
-        (layer, target): (usize, Target),
+        (layer, linear): (usize, Linear),
         x: &[f32],
     ) -> Vec<f32> {
         let mut out = matrix.times(compute, x);
         let (rows, cols) = (matrix.rows(), x.len() / self.rows().max(1));
         for item in &self.items {
             for (adapter, scale, first) in item.sequence.active(0, item.count) {
-                if let Some(change) = adapter.get(layer, target) {
+                if let Some(change) = adapter.get(layer, linear) {
                     let (start, count) = (item.start + first, item.count - first);
                     let x = &x[start * cols..][..count * cols];
                     change.add_rows(compute, scale, x, &mut out[start * rows..][..count * rows]);

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use consort_core::Result;
 use consort_gguf::Gguf;
+use consort_peft::Linear;
 use rayon::prelude::*;
 
 use super::batch::{Batch, each_row};
 use super::norm;
 use super::shape::TextShape;
 use crate::kernels::DeltaStep;
-use crate::lora::Target;
 use crate::weights::{Compute, Matrix, vector};
 
 /// The weights of a delta net layer. Value heads are in GGUF's order: head `h` reads key head `h mod key_heads`.
@@ -81,10 +81,10 @@ impl DeltaNet {
     ) -> Vec<f32> {
         let d = &shape.delta;
         let kernels = compute.kernels;
-        let projected = batch.linear(compute, &self.qkv, (layer, Target::DeltaQkv), x);
-        let mut gate = batch.linear(compute, &self.gate, (layer, Target::DeltaGate), x);
-        let mut alpha = batch.linear(compute, &self.alpha, (layer, Target::DeltaAlpha), x);
-        let mut beta = batch.linear(compute, &self.beta, (layer, Target::DeltaBeta), x);
+        let projected = batch.linear(compute, &self.qkv, (layer, Linear::DeltaQkv), x);
+        let mut gate = batch.linear(compute, &self.gate, (layer, Linear::DeltaGate), x);
+        let mut alpha = batch.linear(compute, &self.alpha, (layer, Linear::DeltaAlpha), x);
+        let mut beta = batch.linear(compute, &self.beta, (layer, Linear::DeltaBeta), x);
 
         for row in alpha.chunks_exact_mut(d.value_heads) {
             for ((alpha, a), bias) in row.iter_mut().zip(&self.a).zip(&self.step_bias) {
@@ -112,7 +112,7 @@ impl DeltaNet {
                 }
             }
         }
-        batch.linear(compute, &self.output, (layer, Target::DeltaOutput), &gate)
+        batch.linear(compute, &self.output, (layer, Linear::DeltaOutput), &gate)
     }
 
     /// The causal convolution with its activation, and queries and keys normalised per head. Each sequence keeps the last

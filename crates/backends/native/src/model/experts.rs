@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use consort_core::Result;
 use consort_gguf::Gguf;
+use consort_peft::Linear;
 use rayon::prelude::*;
 
 use super::batch::{Batch, each_row};
 use super::mlp::Mlp;
 use super::shape::{ExpertShape, TextShape};
 use crate::kernels::KernelSet;
-use crate::lora::Target;
 use crate::weights::{Compute, Matrix};
 
 /// The weights of a layer's experts.
@@ -135,7 +135,7 @@ impl Experts {
             }
         }
         let shared = self.shared.forward(compute, batch, layer, x);
-        let gates = batch.linear(compute, &self.shared_gate, (layer, Target::SharedGate), x);
+        let gates = batch.linear(compute, &self.shared_gate, (layer, Linear::SharedGate), x);
         let mut out = vec![0.0; rows * hidden];
         each_row(compute, out.len() * (used + 1), &mut out, hidden, |row, out| {
             for (choice, output) in choices[row].iter().zip(&places[row * used..]) {

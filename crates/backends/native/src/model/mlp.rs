@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use consort_core::Result;
 use consort_gguf::Gguf;
+use consort_peft::Linear;
 
 use super::batch::{Batch, each_row};
 use super::experts::Experts;
 use super::shape::TextShape;
-use crate::lora::Target;
 use crate::weights::{Compute, Matrix};
 
 /// `down(silu(gate(x)) · up(x))`: a whole layer's network, or the expert that every token goes through.
@@ -32,13 +32,13 @@ impl Mlp {
 
     /// For rows `x` of `[rows, hidden]`, with what the adapters change.
     pub(crate) fn forward(&self, compute: Compute, batch: &Batch, layer: usize, x: &[f32]) -> Vec<f32> {
-        let mut gated = batch.linear(compute, &self.gate, (layer, Target::MlpGate), x);
-        let up = batch.linear(compute, &self.up, (layer, Target::MlpUp), x);
+        let mut gated = batch.linear(compute, &self.gate, (layer, Linear::MlpGate), x);
+        let up = batch.linear(compute, &self.up, (layer, Linear::MlpUp), x);
         let width = self.gate.rows();
         each_row(compute, gated.len() * 16, &mut gated, width, |row, gate| {
             compute.kernels.silu_times(gate, &up[row * width..][..width]);
         });
-        batch.linear(compute, &self.down, (layer, Target::MlpDown), &gated)
+        batch.linear(compute, &self.down, (layer, Linear::MlpDown), &gated)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use consort_core::{Error, ErrorKind, Result};
 use consort_gguf::{Gguf, Metadata};
+pub(crate) use consort_peft::LayerKind;
+use consort_peft::{Network, TextDimensions};
 
 use super::supported;
 
@@ -12,15 +14,6 @@ const MAX_STATE_BYTES: u64 = 4 << 30;
 /// The same for the keys and values of one token; the family's largest takes 256 KiB.
 const MAX_TOKEN_BYTES: u64 = 16 << 20;
 const MAX_LAYERS: usize = 1024;
-
-/// What mixes a layer's tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LayerKind {
-    /// Gated attention over all earlier tokens.
-    Attention,
-    /// The gated delta net with its recurrent state.
-    Delta,
-}
 
 /// Dimensions of the attention layers.
 #[derive(Debug, Clone)]
@@ -170,6 +163,25 @@ impl TextShape {
                 .with_operation("native::load"));
         }
         Ok(shape)
+    }
+
+    /// What adapters are held against.
+    pub(crate) fn dimensions(&self) -> TextDimensions {
+        let Self { attention, delta, .. } = self;
+        TextDimensions {
+            hidden: self.hidden,
+            mlp: self.mlp,
+            vocab: self.vocab,
+            heads: attention.heads,
+            kv_heads: attention.kv_heads,
+            head_dim: attention.head_dim,
+            key_heads: delta.key_heads,
+            value_heads: delta.value_heads,
+            key_dim: delta.key_dim,
+            value_dim: delta.value_dim,
+            layers: self.layers.clone(),
+            network: if self.experts.is_some() { Network::Experts } else { Network::Dense },
+        }
     }
 
     /// How many layers are of this kind.

@@ -125,8 +125,8 @@ pub struct RunArgs {
     /// A picture, put before the prompt. Repeat for several.
     #[arg(long, value_name = "FILE")]
     pub image: Vec<PathBuf>,
-    /// An adapter: a PEFT folder, or the name of a bundled one; `@0.5` sets its scale. Repeat to add several.
-    #[arg(long, value_name = "NAME|DIR[@SCALE]")]
+    /// An adapter: a PEFT folder, a GGUF file, or the name of a bundled one; `@0.5` sets its scale. Repeat to add several.
+    #[arg(long, value_name = "NAME|PATH[@SCALE]")]
     pub adapter: Vec<String>,
     /// A system message.
     #[arg(long, value_name = "TEXT")]
@@ -237,7 +237,7 @@ pub struct BenchQuestionsArgs {
     /// The folder.
     pub folder: PathBuf,
     /// Ask with this adapter, and count answers that contain the expected words.
-    #[arg(long, value_name = "NAME|DIR[@SCALE]")]
+    #[arg(long, value_name = "NAME|PATH[@SCALE]")]
     pub adapter: Option<String>,
     /// Print one JSON object.
     #[arg(long)]

@@ -9,8 +9,7 @@ use consort_bench::{
     Divergence, Perplexity, Progress, QualityConfig, Subject, Windows, divergence, perplexity as measure,
 };
 use consort_core::{
-    AdapterBinding, AdapterFiles, AdapterKey, AdapterSet, AdapterSource, Engine, Error, ErrorKind, Result,
-    SpecialTokens, TokenId,
+    AdapterBinding, AdapterKey, AdapterSet, AdapterSource, Engine, Error, ErrorKind, Result, SpecialTokens, TokenId,
 };
 use consort_text::Tokenizer;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -46,8 +45,8 @@ pub struct TextArgs {
     /// windows are disjoint and their second half is scored, as llama.cpp does.
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
-    /// An adapter: a PEFT folder, or the name of a bundled one; `@0.5` sets its scale. Repeat to add several.
-    #[arg(long, value_name = "NAME|DIR[@SCALE]")]
+    /// An adapter: a PEFT folder, a GGUF file, or the name of a bundled one; `@0.5` sets its scale. Repeat to add several.
+    #[arg(long, value_name = "NAME|PATH[@SCALE]")]
     adapter: Vec<String>,
     /// Print one JSON object.
     #[arg(long)]
@@ -174,10 +173,7 @@ impl TextArgs {
             let (name, scale) = adapter_spec(spec)?;
             let key = AdapterKey { id: name.into(), generation };
             for engine in &mut *engines {
-                let files = match bundled::adapter(name) {
-                    Some(adapter) => adapter.files(),
-                    None => AdapterFiles::Directory(name.into()),
-                };
+                let files = consort::adapter_files(name);
                 let info = engine.load_adapter(&AdapterSource { key: key.clone(), files })?;
                 if info.invocation_tokens.is_some() {
                     let message =

@@ -4,10 +4,9 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
-use consort::bundled;
 use consort_core::{
-    AdapterFiles, AdapterUse, DeviceEvidence, Error, ErrorKind, Event, EventStream, FinishReason, ImageInput,
-    ModelBackend, PositionLogprobs, Result, TokenId, Usage, block_on,
+    AdapterUse, DeviceEvidence, Error, ErrorKind, Event, EventStream, FinishReason, ImageInput, ModelBackend,
+    PositionLogprobs, Result, TokenId, Usage, block_on,
 };
 use serde::Serialize;
 
@@ -17,11 +16,7 @@ use crate::output;
 /// Loads what `--adapter` names and tells how a request uses it.
 pub fn load_adapter(backend: &dyn ModelBackend, spec: &str) -> Result<AdapterUse> {
     let (name, scale) = adapter_spec(spec)?;
-    let files = match bundled::adapter(name) {
-        Some(adapter) => adapter.files(),
-        None => AdapterFiles::Directory(name.into()),
-    };
-    block_on(backend.load_adapter(name, files))?;
+    block_on(backend.load_adapter(name, consort::adapter_files(name)))?;
     Ok(AdapterUse { id: name.to_owned(), scale })
 }
 

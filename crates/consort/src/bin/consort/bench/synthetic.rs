@@ -12,7 +12,7 @@ pub struct SyntheticArgs {
     /// synthetic:SIZE:MIX, and :vision for a vision tower too. Sizes: 0.8b, 2b, 4b, 9b, tiny. Mixes: those of `consort
     /// quantize`.
     pub model: SyntheticModel,
-    /// Write so many random adapters for it too: each as a PEFT folder (--adapter) and as GGUF (llama-server's --lora).
+    /// Write so many random adapters for it too: each as a PEFT folder and as GGUF, which llama-server's --lora takes too.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub adapters: usize,
     /// Where it is kept. Default: the user's cache folder.

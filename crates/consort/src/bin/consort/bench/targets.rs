@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use consort::{Backend, LoadConfig, ModelFiles, SyntheticModel, backends, bundled};
+use consort::{Backend, LoadConfig, ModelFiles, SyntheticModel, backends};
 use consort_bench::live::{
     AdapterStyle, HttpConfig, HttpTarget, InProcess, Peer, PeerConfig, Process, SearchReport, SearchSpace, Target,
     search,
 };
-use consort_core::{AdapterFiles, Error, ErrorKind, Result};
+use consort_core::{Error, ErrorKind, Result};
 
 use crate::model_args::{DeviceArgs, parse_backend};
 
@@ -53,8 +53,9 @@ pub struct TargetArgs {
     /// backends in this process only `threads` can be searched. Repeat for several targets.
     #[arg(long = "search", value_name = "NAME:KEY=VALUE,…;…")]
     pub searches: Vec<String>,
-    /// An adapter for backends in this process: a PEFT folder, or the name of a bundled one. Repeat for several.
-    #[arg(long, value_name = "NAME|DIR")]
+    /// An adapter for backends in this process: a PEFT folder, a GGUF file, or the name of a bundled one. Repeat for
+    /// several.
+    #[arg(long, value_name = "NAME|PATH")]
     pub adapter: Vec<String>,
     /// The same adapters' names as servers know them, in the same order.
     #[arg(long, value_name = "NAME")]
@@ -278,7 +279,7 @@ impl TargetArgs {
         let source = self.source(spec.model.as_deref());
         let mut target = InProcess::new(&spec.name, source, settings, consort::load(config)?);
         let files: Vec<_> =
-            self.adapter.iter().take(adapters).map(|name| (name.clone(), adapter_files(name))).collect();
+            self.adapter.iter().take(adapters).map(|name| (name.clone(), consort::adapter_files(name))).collect();
         if files.len() < adapters {
             return Err(wrong("the workload uses more adapters than were named with --adapter", &adapters.to_string()));
         }
@@ -325,10 +326,6 @@ fn chosen(searches: &mut Vec<SearchReport>, found: SearchReport) -> BTreeMap<Str
     let best = found.candidates.get(found.chosen).map(|best| best.variables.clone()).unwrap_or_default();
     searches.push(found);
     best
-}
-
-fn adapter_files(name: &str) -> AdapterFiles {
-    bundled::adapter(name).map_or_else(|| AdapterFiles::Directory(name.into()), bundled::BundledAdapter::files)
 }
 
 /// A peer that was built for less than this processor is beaten by its build, and the report says so.

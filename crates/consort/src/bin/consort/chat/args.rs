@@ -22,9 +22,9 @@ pub struct ChatArgs {
     /// The system prompt of personas that bring none.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// An adapter of personas that bring none: a PEFT folder, or the name of a bundled one; `@0.5` sets its scale. Repeat to
-    /// add several.
-    #[arg(long, value_name = "NAME|DIR[@SCALE]")]
+    /// An adapter of personas that bring none: a PEFT folder, a GGUF file, or the name of a bundled one; `@0.5` sets its
+    /// scale. Repeat to add several.
+    #[arg(long, value_name = "NAME|PATH[@SCALE]")]
     pub adapter: Vec<String>,
     /// A picture to show with the first message. Repeat for several.
     #[arg(long, value_name = "FILE")]
@@ -45,7 +45,7 @@ pub struct ChatArgs {
     pub sampling: SamplingArgs,
 }
 
-/// A persona of the command line, and the adapters that it brings as `NAME|DIR[@SCALE]`.
+/// A persona of the command line, and the adapters that it brings as `NAME|PATH[@SCALE]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GivenPersona {
     /// It, still without adapters.

@@ -82,7 +82,7 @@ pub enum AdapterCommand {
     Use {
         /// Its name.
         name: String,
-        /// Its PEFT folder, when it is not loaded yet and no part of the program.
+        /// Its PEFT folder or GGUF file, when it is not loaded yet and no part of the program.
         path: Option<PathBuf>,
         /// Factor on its own scale.
         scale: f32,

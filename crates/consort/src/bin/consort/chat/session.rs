@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use consort::bundled;
 use consort_core::{
-    AdapterFiles, ChatMessage, ChatPrompt, Error, ErrorKind, GenerateRequest, ModelBackend, Prompt, Result, Role,
-    Usage, block_on,
+    ChatMessage, ChatPrompt, Error, ErrorKind, GenerateRequest, ModelBackend, Prompt, Result, Role, Usage, block_on,
 };
 use consort_text::{ChatTemplate, ChatTemplateInput, ReplyStart};
 
@@ -66,7 +65,7 @@ pub struct Session {
     conversation: Conversation,
     think: ThinkMode,
     max_tokens: Option<u32>,
-    /// Adapters that are loaded, with their folders.
+    /// Adapters that are loaded, with their folders or files.
     loaded: BTreeMap<String, Option<PathBuf>>,
     took: Vec<Took>,
 }
@@ -404,17 +403,17 @@ impl Session {
         Ok(())
     }
 
-    /// Loads an adapter that is not loaded yet, or is loaded from another folder.
+    /// Loads an adapter that is not loaded yet, or is loaded from another place.
     fn need_adapter(&mut self, name: &str, path: Option<&Path>) -> Result<()> {
         if self.loaded.get(name).is_some_and(|loaded| loaded.as_deref() == path) {
             return Ok(());
         }
         let files = match (path, bundled::adapter(name)) {
-            (Some(path), _) => AdapterFiles::Directory(path.to_owned()),
+            (Some(path), _) => consort::adapter_at(path),
             (None, Some(adapter)) => adapter.files(),
             (None, None) => {
-                return Err(Error::new(ErrorKind::NotFound, "there is no such adapter: name its PEFT folder as well")
-                    .with_context("adapter", name));
+                let message = "there is no such adapter: name its PEFT folder or its GGUF file as well";
+                return Err(Error::new(ErrorKind::NotFound, message).with_context("adapter", name));
             }
         };
         block_on(self.backend.load_adapter(name, files))?;
@@ -510,7 +509,7 @@ impl Session {
     }
 }
 
-/// An adapter by the name of a bundled one, or by its folder, whose own name it then has.
+/// An adapter by the name of a bundled one, or by its folder or file, whose own name it then has.
 fn named(given: &str) -> (String, Option<PathBuf>) {
     if bundled::adapter(given).is_some() {
         return (given.to_owned(), None);

@@ -36,7 +36,7 @@ pub struct Persona {
 pub struct PersonaAdapter {
     /// The name under which it is loaded.
     pub name: String,
-    /// The PEFT folder; `None`: it is part of the program.
+    /// The PEFT folder or the GGUF file; `None`: it is part of the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// Factor on its own scale.
