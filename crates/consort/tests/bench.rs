@@ -107,7 +107,8 @@ fn the_gate_measures_what_it_is_not_given() {
         assert_eq!(report["workload"]["settings"].as_object().unwrap().keys().next().unwrap(), name);
     }
     let report = folder.path().join("accept-native-against-other-room.json");
-    let (_, text) = failure(&["bench", "accept", "--backend", "native", "--device", "cpu", "--report", report.to_str().unwrap()]);
+    let (_, text) =
+        failure(&["bench", "accept", "--backend", "native", "--device", "cpu", "--report", report.to_str().unwrap()]);
     assert!(text.contains("measured already"), "{text}");
 }
 
