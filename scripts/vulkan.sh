@@ -57,7 +57,7 @@ vulkaninfo --summary 2>/dev/null | grep -E 'deviceName|driverName|apiVersion' ||
 
 echo "== it is refused unless it is named"
 run=(cargo run --locked -q -p consort --features vulkan --)
-if refusal=$("${run[@]}" run --backend llamacpp --tokens 4 "Hello!" 2>&1); then
+if refusal=$("${run[@]}" run --backend llamacpp --max-tokens 4 "Hello!" 2>&1); then
     echo "a driver in software was taken for an accelerator: $refusal" >&2
     exit 1
 fi
