@@ -13,6 +13,8 @@ use crate::{Backend, LoadConfig, ModelFiles};
 pub enum Verified {
     /// The behaviour suites were run there.
     Suites,
+    /// It answered on a driver that computes on the processor; nobody has run it on a device.
+    Software,
     /// Nobody has run it.
     Nobody,
 }
@@ -46,6 +48,7 @@ pub fn row(backend: Backend) -> Result<String> {
 fn devices(backend: Backend) -> String {
     let devices = backend.devices().iter().map(|(device, verified)| match verified {
         Verified::Suites => format!("{device}: verified"),
+        Verified::Software => format!("{device}: on a driver in software only"),
         Verified::Nobody => format!("{device}: run by nobody"),
     });
     devices.collect::<Vec<_>>().join("; ")
