@@ -58,6 +58,20 @@ pub fn open_template(model: &ModelFiles) -> Result<Option<ChatTemplate>> {
     gguf.metadata().get_str("tokenizer.chat_template")?.map(ChatTemplate::new).transpose()
 }
 
+/// The tokenizer and, if there is one, the chat template that came with a model; the weights are not read.
+///
+/// # Errors
+/// As [`open_template`], and [`ErrorKind::InvalidTokenizer`].
+pub fn open_text(model: &ModelFiles) -> Result<(Tokenizer, Option<ChatTemplate>)> {
+    let gguf = match model {
+        ModelFiles::Bundled => Gguf::from_static(crate::bundled::TEXT)?,
+        ModelFiles::Files { text, .. } => Gguf::open(text)?,
+    };
+    let tokenizer = Tokenizer::from_gguf(&gguf)?;
+    let template = tokenizer.chat_template().map(ChatTemplate::new).transpose()?;
+    Ok((tokenizer, template))
+}
+
 /// The largest `tokenizer.json` that is read, in bytes. The family's has 20 MB.
 const MAX_JSON: u64 = 256 << 20;
 

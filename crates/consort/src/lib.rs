@@ -41,7 +41,9 @@ mod synthetic;
 
 pub use adapters::{adapter_at, adapter_files};
 pub use consort_core as core;
-pub use engine::{open_engine, open_template, open_tokenizer};
+#[cfg(feature = "server")]
+pub use consort_server as server;
+pub use engine::{open_engine, open_template, open_text, open_tokenizer};
 pub use load::{Backend, LoadConfig, ModelFiles, backends, load, prepare_picture};
 #[cfg(feature = "native")]
 pub use synthetic::{SyntheticAdapter, SyntheticModel};

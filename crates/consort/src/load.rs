@@ -8,9 +8,9 @@ use std::sync::Arc;
 use consort_core::{Device, DevicePolicy, Error, ErrorKind, ImageSource, ModelBackend, Result};
 use consort_gguf::{Gguf, ShardName};
 use consort_scheduler::{FrontEnd, SchedulerConfig};
-use consort_text::{ChatTemplate, Tokenizer};
 use consort_vision::{ImageProcessor, ImageProcessorConfig, ProjectorValues};
 
+use crate::engine::open_text;
 use crate::matrix::Verified;
 
 /// A backend that was compiled in.
@@ -270,14 +270,11 @@ pub(crate) fn native_config(config: &LoadConfig) -> consort_native::NativeConfig
 
 /// Tokenizer, template and image processor of a model's files.
 fn front_end(model: &ModelFiles) -> Result<FrontEnd> {
-    let (text, vision) = match model {
-        ModelFiles::Bundled => {
-            (Gguf::from_static(crate::bundled::TEXT)?, Some(Gguf::from_static(crate::bundled::VISION)?))
-        }
-        ModelFiles::Files { text, vision } => (Gguf::open(text)?, vision.as_deref().map(Gguf::open).transpose()?),
+    let (tokenizer, template) = open_text(model)?;
+    let vision = match model {
+        ModelFiles::Bundled => Some(Gguf::from_static(crate::bundled::VISION)?),
+        ModelFiles::Files { vision, .. } => vision.as_deref().map(Gguf::open).transpose()?,
     };
-    let tokenizer = Tokenizer::from_gguf(&text)?;
-    let template = tokenizer.chat_template().map(ChatTemplate::new).transpose()?;
     let image_processor = vision.as_ref().map(image_processor).transpose()?;
     Ok(FrontEnd { tokenizer: Some(tokenizer), template, image_processor })
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{AdapterUse, ChatPrompt, ImageSource, Sampling, StopRules, Structure, StructureScope, TokenId};
 
@@ -26,7 +26,7 @@ pub enum Prompt {
 }
 
 /// Whose turn it is when not all fit into a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
     /// Work for throughput, whenever there is room.

@@ -9,7 +9,8 @@
 //! - [`PromptRenderer`]: the two together; what people write never becomes a special token; with the places in a prompt that a prefix cache keeps, and
 //!   [`split_at_images`], which puts pictures where the template left room for them.
 //! - [`ReplyParser`]: reasoning, text and tool calls, told apart while a reply streams; [`parse_reply`] for a whole one.
-//!   What is malformed comes back as text with a flag, and nothing is ever lost.
+//!   What is malformed comes back as text with a flag, and nothing is ever lost. [`CallForm`] is the grammar of replies
+//!   that must call.
 //!
 //! ```
 //! use consort_core::{ChatMessage, ChatPrompt, Role, SpecialTokens};
@@ -51,8 +52,8 @@ pub use detokenizer::{Detokenizer, SpecialText};
 pub use images::{TokenPart, split_at_images};
 pub use renderer::{PromptRenderer, RenderedPrompt};
 pub use reply::{
-    CallDelivery, MalformedReason, ParsedReply, ReasoningEnd, ReplyEnd, ReplyEvent, ReplyLimits, ReplyOptions,
-    ReplyParser, ReplyPiece, ReplyStart, ToolMatch, parse_reply,
+    CallCount, CallDelivery, CallForm, MalformedReason, Otherwise, ParsedReply, ReasoningEnd, ReplyEnd, ReplyEvent,
+    ReplyLimits, ReplyOptions, ReplyParser, ReplyPiece, ReplyStart, ToolMatch, parse_reply,
 };
 pub use template::{ChatTemplate, ChatTemplateInput, TemplateLimits};
 pub use tokenizer::{PreTokenizer, Tokenizer};

@@ -56,6 +56,11 @@ impl Types {
         self == Self::default() || self == Self::STRING
     }
 
+    /// Whether any text at all is a value, which is then a text unless it spells one of the other types.
+    pub(super) fn admit_text(self) -> bool {
+        self == Self::default() || self.has(Self::STRING)
+    }
+
     /// The value that `text` spells: the most special of the types that it has, else the text itself.
     ///
     /// Texts are read as JSON; the template writes Python's `True`, `False` and `None` for what stands alone. A number
@@ -169,6 +174,11 @@ impl Parameters {
             others: schema.get("additionalProperties").map(types).unwrap_or_default(),
         }
     }
+}
+
+/// The types of one parameter: what `part` of a tool's `schema` names.
+pub(super) fn parameter_types(schema: &Value, part: &Value) -> Types {
+    types_of(schema, part)
 }
 
 /// The types that a part of a schema names, itself or in what it refers to.

@@ -21,12 +21,14 @@
 //! these sequences itself.
 
 mod arguments;
+mod form;
 mod parser;
 mod tags;
 
 use consort_core::{ChatMessage, ContentPart, Role, ToolCall};
 use serde_json::Value;
 
+pub use self::form::{CallCount, CallForm, Otherwise};
 pub use self::parser::ReplyParser;
 
 /// Where a reply begins: the generation prompt may have opened the reasoning, or closed an empty one.

@@ -4,16 +4,16 @@ pub(super) const THINK: &str = "<think>";
 pub(super) const END_THINK: &str = "</think>";
 pub(super) const CALL: &str = "<tool_call>";
 pub(super) const END_CALL: &str = "</tool_call>";
-const FUNCTION: &str = "<function=";
-const END_FUNCTION: &str = "</function>";
-const PARAMETER: &str = "<parameter=";
+pub(super) const FUNCTION: &str = "<function=";
+pub(super) const END_FUNCTION: &str = "</function>";
+pub(super) const PARAMETER: &str = "<parameter=";
 pub(super) const END_PARAMETER: &str = "</parameter>";
 
 /// The most blanks between two tags.
 const MAX_BLANKS: usize = 64;
 
 /// The longest name of a function or a parameter, in bytes.
-const MAX_NAME: usize = 256;
+pub(super) const MAX_NAME: usize = 256;
 
 /// Why something was not matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use consort_core::{Error, ErrorKind, Result};
+use consort_core::{ChatMessage, ChatPrompt, Error, ErrorKind, Result, Role, Thinking};
 use minijinja::machinery::{self, CodeGenerator, Instructions};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, State};
 
 pub use self::input::ChatTemplateInput;
+use crate::ReplyStart;
 
 const NAME: &str = "chat_template";
 
@@ -143,6 +144,16 @@ impl ChatTemplate {
                 .join()
                 .unwrap_or_else(|_| Err(Error::new(ErrorKind::Unexpected, "the template engine panicked")))
         })
+    }
+
+    /// How replies begin in this mode, seen by rendering a question: the template may open the model's reasoning. Without a
+    /// rendering, [`ReplyStart::Undecided`], which any reply can be read with.
+    #[must_use]
+    pub fn reply_start(&self, thinking: Thinking) -> ReplyStart {
+        let question =
+            ChatPrompt { messages: vec![ChatMessage::text(Role::User, "?")], thinking, ..ChatPrompt::default() };
+        let rendered = ChatTemplateInput::from_prompt(&question).and_then(|input| self.render(&input));
+        rendered.map_or(ReplyStart::Undecided, |prompt| ReplyStart::after(&prompt))
     }
 
     fn render_here(&self, context: Value, now: SystemTime, fuel: u64) -> Result<String> {

@@ -47,6 +47,14 @@ pub enum Command {
         printf 'Hello!\\nWhat is my name?\\n' | consort chat --device cpu\n\n\
         In the chat, /help lists the commands. Ctrl-C stops a reply; Ctrl-D leaves.")]
     Chat(ChatArgs),
+    /// Serve a model over HTTP, with personas: OpenAI's API, metrics, a Unix socket.
+    #[cfg(feature = "server")]
+    #[command(after_help = crate::serve::HELP)]
+    Serve(crate::serve::ServeArgs),
+    /// Write a configuration for `serve`, or say what is wrong with one.
+    #[cfg(feature = "server")]
+    #[command(after_help = "Examples:\n  consort config init\n  consort config check consort.toml")]
+    Config(crate::serve::ConfigArgs),
     /// Turn text into tokens, and tokens into text. Loads no weights.
     #[command(after_help = "Examples:\n  consort tokenize \"What do you see?\"\n  \
         consort tokenize --model model.gguf --special parse --ids --file prompt.txt\n  \
@@ -79,6 +87,18 @@ pub enum Command {
     /// Write the manual pages.
     #[command(after_help = "Examples:\n  consort man | man -l -\n  consort man man1/")]
     Man(ManArgs),
+}
+
+impl Command {
+    /// What is logged when nobody asked for more.
+    pub fn quiet_logs(&self) -> &'static str {
+        // llama.cpp warns of every file that is as it should be; what fails comes back as an error.
+        match self {
+            #[cfg(feature = "server")]
+            Self::Serve(_) => "warn,consort_server=info,llama.cpp=off",
+            _ => "warn,llama.cpp=off",
+        }
+    }
 }
 
 /// Arguments of `consort demo`.

@@ -18,6 +18,8 @@ mod quality;
 mod quantize;
 mod run;
 mod sampling;
+#[cfg(feature = "server")]
+mod serve;
 mod session;
 mod shell;
 mod structure;
@@ -29,7 +31,7 @@ use args::{Cli, Command};
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
-    output::init_logs(cli.verbose);
+    output::init_logs(cli.verbose, cli.command.quiet_logs());
     let outcome = match &cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
@@ -42,6 +44,10 @@ fn main() -> std::process::ExitCode {
         Command::Convert(args) => convert::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Bench(args) => bench::run(args),
+        #[cfg(feature = "server")]
+        Command::Serve(args) => serve::run(args),
+        #[cfg(feature = "server")]
+        Command::Config(args) => serve::config(args),
         Command::Completions(args) => shell::completions(args),
         Command::Man(args) => shell::man(args),
     };

@@ -26,11 +26,10 @@ pub fn styled(style: Style, text: &str) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// Logs go to stderr: warnings by default, more with `-v`; `CONSORT_LOG` takes a filter.
-pub fn init_logs(verbose: u8) {
+/// Logs go to stderr: `quiet` by default, more with `-v`; `CONSORT_LOG` takes a filter.
+pub fn init_logs(verbose: u8, quiet: &str) {
     let default = match verbose {
-        // llama.cpp warns of every file that is as it should be; what fails comes back as an error.
-        0 => "warn,llama.cpp=off",
+        0 => quiet,
         1 => "info",
         2 => "debug",
         _ => "trace",

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use consort::bundled;
 use consort_core::{
-    ChatMessage, ChatPrompt, Error, ErrorKind, GenerateRequest, ModelBackend, Prompt, Result, Role, Usage, block_on,
+    ChatMessage, ChatPrompt, Error, ErrorKind, GenerateRequest, ModelBackend, Prompt, Result, Usage, block_on,
 };
-use consort_text::{ChatTemplate, ChatTemplateInput, ReplyStart};
+use consort_text::{ChatTemplate, ReplyStart};
 
 use super::args::ChatArgs;
 use super::command::{AdapterCommand, Command, HELP, ThinkMode, UseMode};
@@ -280,17 +280,10 @@ impl Session {
         })
     }
 
-    /// Whether the template opens the model's reasoning: seen by rendering a question.
+    /// Whether the template opens the model's reasoning.
     fn reply_start(&self) -> ReplyStart {
-        let question = ChatPrompt {
-            messages: vec![ChatMessage::text(Role::User, "?")],
-            thinking: self.think.into(),
-            ..ChatPrompt::default()
-        };
-        let rendered = self.template.as_ref().and_then(|template| {
-            ChatTemplateInput::from_prompt(&question).and_then(|input| template.render(&input)).ok()
-        });
-        rendered.map_or(ReplyStart::Undecided, |prompt| ReplyStart::after(&prompt))
+        let template = self.template.as_ref();
+        template.map_or(ReplyStart::Undecided, |template| template.reply_start(self.think.into()))
     }
 
     fn status(&self, spoken: &Spoken) -> String {

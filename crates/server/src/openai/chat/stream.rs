@@ -1,0 +1,133 @@
+//! A chat completion as it comes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::response::Response;
+use consort_core::Usage;
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+
+use super::delta::{Delta, Progress};
+use super::{Envelope, Merged, merged};
+use crate::app::Shared;
+use crate::openai::common;
+use crate::reply::Reply;
+use crate::sse;
+
+/// Sends replies as events: for each a first one with the role, then what it says, then why it ended; at the end what they
+/// took, if that was asked for, and `[DONE]`. An error ends the stream with an event of its own, and no `[DONE]`.
+pub(super) fn response(
+    app: Arc<Shared>,
+    envelope: Envelope,
+    replies: Vec<Reply>,
+    usage: bool,
+    logprobs: bool,
+) -> Response {
+    let progress = replies.iter().map(|_| Progress::default()).collect();
+    let script = Script {
+        app,
+        envelope,
+        replies: merged(replies),
+        progress,
+        usage,
+        logprobs,
+        ready: VecDeque::new(),
+        over: false,
+    };
+    let events = futures_util::stream::unfold(script, |mut script| async move {
+        let event = script.next().await?;
+        Some((event, script))
+    });
+    sse::response(events)
+}
+
+struct Script {
+    app: Arc<Shared>,
+    envelope: Envelope,
+    replies: Merged,
+    progress: Vec<Progress>,
+    usage: bool,
+    logprobs: bool,
+    /// Events that wait to be sent.
+    ready: VecDeque<Bytes>,
+    over: bool,
+}
+
+impl Script {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            if self.over {
+                return None;
+            }
+            match self.replies.next().await {
+                Some((index, Ok(heard))) => self.hear(index, heard),
+                Some((_, Err(failure))) => {
+                    self.over = true;
+                    self.ready.push_back(sse::data(&failure.openai()));
+                }
+                None => self.end(),
+            }
+        }
+    }
+
+    fn hear(&mut self, index: usize, heard: crate::reply::Heard) {
+        let Some(progress) = self.progress.get_mut(index) else { return };
+        let first = progress.started.is_none();
+        let (deltas, positions) = progress.hear(heard);
+        let (begun, ended) = (progress.started.is_some(), progress.ended);
+        if first && begun {
+            self.send(index, json!({ "role": "assistant", "content": "" }), None, Value::Null);
+        }
+        // Log probabilities belong to tokens, and not to the pieces of text that these became: they go with the first.
+        let mut logprobs = (self.logprobs && !positions.is_empty())
+            .then(|| json!({ "content": common::chat_logprobs(&self.app, &positions), "refusal": null }));
+        if deltas.is_empty() && logprobs.is_some() {
+            self.send(index, json!({}), None, logprobs.take().unwrap_or_default());
+        }
+        for delta in deltas {
+            let delta = match delta {
+                Delta::Reasoning(text) => json!({ "reasoning_content": text }),
+                Delta::Content(text) => json!({ "content": text }),
+                Delta::Call { index, id, name } => json!({ "tool_calls": [{
+                    "index": index, "id": id, "type": "function", "function": { "name": name, "arguments": "" },
+                }] }),
+                Delta::Arguments { index, json } => {
+                    json!({ "tool_calls": [{ "index": index, "function": { "arguments": json } }] })
+                }
+            };
+            self.send(index, delta, None, logprobs.take().unwrap_or_default());
+        }
+        if let Some(ended) = ended {
+            self.send(index, json!({}), Some(ended.reason), Value::Null);
+        }
+    }
+
+    fn send(&mut self, index: usize, delta: Value, finish_reason: Option<&str>, logprobs: Value) {
+        let choice = json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason });
+        let mut chunk = self.envelope.object("chat.completion.chunk", json!([choice]));
+        if let (true, Some(fields)) = (self.usage, chunk.as_object_mut()) {
+            fields.insert("usage".into(), Value::Null);
+        }
+        self.ready.push_back(sse::data(&chunk));
+    }
+
+    fn end(&mut self) {
+        self.over = true;
+        if self.usage {
+            let ended = self.progress.iter().filter_map(|progress| progress.ended);
+            let took: Vec<(Usage, usize)> = ended.map(|ended| (ended.usage, ended.reasoning_tokens)).collect();
+            let prompts: Vec<Usage> = took.first().map(|(usage, _)| *usage).into_iter().collect();
+            let mut chunk = self.envelope.object("chat.completion.chunk", json!([]));
+            if let Some(fields) = chunk.as_object_mut() {
+                fields.insert("usage".into(), common::usage(&took, &prompts));
+            }
+            self.ready.push_back(sse::data(&chunk));
+        }
+        self.ready.push_back(sse::DONE);
+    }
+}

@@ -1,0 +1,109 @@
+//! `/v1/personas`.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::{Value, json};
+
+use crate::app::Shared;
+use crate::body;
+use crate::error::Failure;
+use crate::fields::Fields;
+use crate::openai::json_response;
+use crate::persona::{Persona, PersonaAdapter};
+use crate::registry::{Member, Placed};
+use crate::sampling::SamplingSettings;
+
+type Name = Result<Path<String>, PathRejection>;
+
+/// The name in an address.
+pub(crate) fn name_of(path: Name) -> Result<String, Failure> {
+    path.map(|Path(name)| name).map_err(|_| Failure::value("name", "the name in the address is no text"))
+}
+
+/// All personas.
+pub(crate) async fn list(State(app): State<Arc<Shared>>) -> Response {
+    let data: Vec<Value> = app.registry.personas().iter().map(|member| shown(member)).collect();
+    json_response(&json!({ "object": "list", "data": data }))
+}
+
+/// One of them.
+pub(crate) async fn one(State(app): State<Arc<Shared>>, path: Name) -> Result<Response, Failure> {
+    let name = name_of(path)?;
+    let member = app.registry.persona(&name).ok_or_else(unknown)?;
+    Ok(json_response(&shown(&member)))
+}
+
+/// Adds a persona, or puts it in another's place: whoever asks from now on asks the new one.
+pub(crate) async fn put(State(app): State<Arc<Shared>>, path: Name, request: Request) -> Result<Response, Failure> {
+    let name = name_of(path)?;
+    let persona = read(body::json(&app, request).await?, name)?;
+    let name = persona.name.clone();
+    let placed = app.put_persona(persona).await?;
+    let member = app.registry.persona(&name).ok_or_else(unknown)?;
+    let mut response = json_response(&shown(&member));
+    if matches!(placed, Placed::New) {
+        *response.status_mut() = StatusCode::CREATED;
+    }
+    tracing::info!(persona = %name, "a persona was put");
+    Ok(response)
+}
+
+/// Takes a persona away. Its replies that run go on.
+pub(crate) async fn delete(State(app): State<Arc<Shared>>, path: Name) -> Result<Response, Failure> {
+    let name = name_of(path)?;
+    app.remove_persona(&name).await?;
+    tracing::info!(persona = %name, "a persona was taken away");
+    Ok(json_response(&json!({ "id": name, "object": "persona.deleted", "deleted": true })))
+}
+
+fn unknown() -> Failure {
+    Failure::not_found("not_found", "there is no persona of this name").with_param("name")
+}
+
+fn shown(member: &Member) -> Value {
+    let mut value = serde_json::to_value(&member.persona).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("object".into(), "persona".into());
+        fields.insert("created".into(), member.created.into());
+    }
+    value
+}
+
+fn read(mut fields: Fields, name: String) -> Result<Persona, Failure> {
+    if fields.get::<String>("name")?.is_some_and(|given| given != name) {
+        return Err(Failure::value("name", "the persona and its address have different names"));
+    }
+    // What a `GET` shows can be put back.
+    fields.harmless(&["object", "created"]);
+    let mut adapters = Vec::new();
+    for (param, value) in fields.list("adapters", 64)?.unwrap_or_default() {
+        let mut adapter = Fields::of(value, param)?;
+        adapters.push(PersonaAdapter { name: adapter.require("name")?, scale: adapter.get("scale")?.unwrap_or(1.0) });
+        adapter.finish()?;
+    }
+    let sampling = match fields.object("sampling")? {
+        None => SamplingSettings::default(),
+        Some(mut sampling) => {
+            let read = SamplingSettings::take(&mut sampling)?;
+            sampling.finish()?;
+            read
+        }
+    };
+    let persona = Persona {
+        name,
+        system: fields.get("system")?,
+        adapters,
+        priority: fields.get("priority")?.unwrap_or_default(),
+        memory_share: fields.get("memory_share")?,
+        pinned: fields.get("pinned")?.unwrap_or(false),
+        thinking: fields.get("thinking")?,
+        max_tokens: fields.get("max_tokens")?,
+        sampling,
+    };
+    fields.finish()?;
+    Ok(persona)
+}
