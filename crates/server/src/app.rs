@@ -160,10 +160,11 @@ impl Shared {
         let Some(member) = self.registry.remove(name) else {
             return Err(Failure::not_found("not_found", "there is no persona of this name").with_param("name"));
         };
-        self.settle_residency(member.persona.adapters.iter().map(|adapter| adapter.name.clone())).await
+        let concerned = member.persona.adapters.iter().map(|adapter| adapter.name.clone()).collect();
+        self.settle_residency(concerned).await
     }
 
-    async fn settle_residency(&self, adapters: impl IntoIterator<Item = String>) -> Result<(), Failure> {
+    async fn settle_residency(&self, adapters: BTreeSet<String>) -> Result<(), Failure> {
         for name in adapters {
             self.adapters.reside(&name, self.registry.residency(&name)).await?;
         }

@@ -30,7 +30,6 @@ pub enum Transport {
 
 impl App {
     /// Everything that the server answers.
-    #[must_use]
     pub fn router(&self, transport: Transport) -> Router {
         let gate = Gate { app: Arc::clone(&self.shared), transport };
         Router::new()

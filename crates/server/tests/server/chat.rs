@@ -62,7 +62,7 @@ async fn reasoning_is_told_apart_and_counted() {
     let tokens = answer["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64().unwrap();
     assert!(tokens > 0 && tokens < answer["usage"]["completion_tokens"].as_u64().unwrap(), "{answer}");
     // The other way of saying it.
-    let mut body = chat("What colour is the sky?", json!({ "reasoning_effort": "high" }));
+    let mut body = chat("What colour is the sky?", &json!({ "reasoning_effort": "high" }));
     body.as_object_mut().unwrap().remove("chat_template_kwargs");
     let same = client.post("/v1/chat/completions", body.clone()).await.good();
     assert_eq!(same["choices"][0]["message"], answer["choices"][0]["message"]);

@@ -14,35 +14,35 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-pub struct Client {
+pub(crate) struct Client {
     pub app: App,
     pub backend: Arc<dyn ModelBackend>,
     router: Router,
 }
 
-pub struct Answer {
+pub(crate) struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Bytes,
 }
 
 impl Answer {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body.to_vec()).unwrap()
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
 
     /// The JSON of an answer that must be a good one.
-    pub fn good(&self) -> Value {
+    pub(crate) fn good(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.text());
         self.json()
     }
 
     /// `(status, code, param)` of an error, whose shape is checked.
-    pub fn error(&self) -> (u16, String, Option<String>) {
+    pub(crate) fn error(&self) -> (u16, String, Option<String>) {
         let body = self.json();
         let error = body["error"].as_object().unwrap_or_else(|| panic!("no error: {body}"));
         assert_eq!(
@@ -55,7 +55,7 @@ impl Answer {
     }
 
     /// The data of a stream's events, which must end with `[DONE]`.
-    pub fn events(&self) -> Vec<Value> {
+    pub(crate) fn events(&self) -> Vec<Value> {
         assert_eq!(self.status, 200, "{}", self.text());
         assert_eq!(self.headers["content-type"], "text/event-stream; charset=utf-8");
         let text = self.text();
@@ -66,16 +66,16 @@ impl Answer {
 }
 
 impl Client {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with("").await
     }
 
     /// With this configuration, over etude and its two adapters.
-    pub async fn with(config: &str) -> Self {
+    pub(crate) async fn with(config: &str) -> Self {
         Self::with_keys(config, Keys::none()).await
     }
 
-    pub async fn with_keys(config: &str, keys: Keys) -> Self {
+    pub(crate) async fn with_keys(config: &str, keys: Keys) -> Self {
         let config = Config::parse(config).unwrap();
         let mut load = LoadConfig {
             policy: DevicePolicy::Named(Device::Cpu),
@@ -101,7 +101,7 @@ impl Client {
         Self { app, backend, router }
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Answer {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
@@ -109,33 +109,33 @@ impl Client {
     }
 
     /// Begins an answer without reading it.
-    pub async fn begin(&self, path: &str, body: &Value) -> axum::response::Response {
+    pub(crate) async fn begin(&self, path: &str, body: &Value) -> axum::response::Response {
         self.router.clone().oneshot(request("POST", path, Body::from(body.to_string()))).await.unwrap()
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(request("GET", path, Body::empty())).await
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.send(request("POST", path, Body::from(body.to_string()))).await
     }
 
-    pub async fn put(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
         self.send(request("PUT", path, Body::from(body.to_string()))).await
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.send(request("DELETE", path, Body::empty())).await
     }
 
     /// A greedy reply to one question, with `more` in the request.
-    pub async fn chat(&self, question: &str, more: Value) -> Answer {
-        self.post("/v1/chat/completions", chat(question, more)).await
+    pub(crate) async fn chat(&self, question: &str, more: Value) -> Answer {
+        self.post("/v1/chat/completions", chat(question, &more)).await
     }
 }
 
-pub fn request(method: &str, path: &str, body: Body) -> Request<Body> {
+pub(crate) fn request(method: &str, path: &str, body: Body) -> Request<Body> {
     Request::builder()
         .method(method)
         .uri(path)
@@ -146,7 +146,7 @@ pub fn request(method: &str, path: &str, body: Body) -> Request<Body> {
 }
 
 /// A greedy request of one question, without thinking; `more` goes before it.
-pub fn chat(question: &str, more: Value) -> Value {
+pub(crate) fn chat(question: &str, more: &Value) -> Value {
     let mut body = json!({
         "model": "etude",
         "messages": [{ "role": "user", "content": question }],
@@ -160,6 +160,6 @@ pub fn chat(question: &str, more: Value) -> Value {
 }
 
 /// A file of the repository.
-pub fn etude(path: &str) -> PathBuf {
+pub(crate) fn etude(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/etude").join(path)
 }

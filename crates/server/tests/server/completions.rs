@@ -6,7 +6,7 @@ use crate::client::Client;
 
 const PROMPT: &str = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
 
-fn ask(more: Value) -> Value {
+fn ask(more: &Value) -> Value {
     let mut body = json!({ "model": "etude", "prompt": PROMPT, "temperature": 0, "max_tokens": 20 });
     for (key, value) in more.as_object().unwrap() {
         body[key] = value.clone();
@@ -15,7 +15,7 @@ fn ask(more: Value) -> Value {
 }
 
 async fn complete(client: &Client, more: Value) -> Value {
-    client.post("/v1/completions", ask(more)).await.good()
+    client.post("/v1/completions", ask(&more)).await.good()
 }
 
 fn texts(answer: &Value) -> Vec<&str> {
@@ -45,7 +45,7 @@ async fn texts_and_tokens_are_continued() {
     assert_eq!(number(&four, "prompt_tokens"), number(&both, "prompt_tokens"));
     assert_eq!(number(&four, "completion_tokens"), 2 * number(&both, "completion_tokens"));
     // Sixteen tokens when nothing is said.
-    let mut body = ask(json!({ "ignore_eos": true }));
+    let mut body = ask(&json!({ "ignore_eos": true }));
     body.as_object_mut().unwrap().remove("max_tokens");
     let answer = client.post("/v1/completions", body).await.good();
     assert_eq!(
@@ -95,7 +95,7 @@ async fn a_stream_is_the_same_in_pieces() {
     let mut more = more;
     more["stream"] = json!(true);
     more["stream_options"] = json!({ "include_usage": true });
-    let events = client.post("/v1/completions", ask(more)).await.events();
+    let events = client.post("/v1/completions", ask(&more)).await.events();
     for index in 0..4 {
         let own = || {
             events

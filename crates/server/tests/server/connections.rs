@@ -67,7 +67,7 @@ fn said(answer: &str) -> (String, Option<String>) {
     (text, reason)
 }
 
-fn story(more: Value) -> String {
+fn story(more: &Value) -> String {
     head("POST", "/v1/chat/completions", &chat("Tell me a story about a fox.", more).to_string())
 }
 
@@ -92,7 +92,7 @@ async fn replies_that_run_end_before_the_server_does() {
     let server = running("").await;
     let whole = server.client.chat("Tell me a story about a fox.", json!({})).await.good();
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream.write_all(story(json!({ "stream": true })).as_bytes()).await.unwrap();
+    stream.write_all(story(&json!({ "stream": true })).as_bytes()).await.unwrap();
     let mut answer = read_until(&mut stream, "data: ").await;
     server.stop.send(()).unwrap();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -110,12 +110,12 @@ async fn what_is_cut_ends_with_what_it_has() {
     let server = running("[server]\ndrain_seconds = 0\n").await;
     let long = json!({ "stream": true, "ignore_eos": true, "stream_options": { "include_usage": true } });
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream.write_all(story(long).as_bytes()).await.unwrap();
+    stream.write_all(story(&long).as_bytes()).await.unwrap();
     let mut answer = read_until(&mut stream, "\"content\":\"").await;
     // One that is sent whole waits as well.
     let plain = tokio::spawn(exchange(
         TcpStream::connect(server.address).await.unwrap(),
-        Box::leak(story(json!({ "ignore_eos": true })).into_boxed_str()),
+        Box::leak(story(&json!({ "ignore_eos": true })).into_boxed_str()),
     ));
     while server.client.backend.metrics().running < 2 {
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -144,7 +144,7 @@ async fn a_connection_that_breaks_frees_its_sequence_whether_it_streams_or_waits
     let server = running("").await;
     for streamed in [true, false] {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
-        let ask = story(json!({ "stream": streamed, "ignore_eos": true })).replace("Connection: close\r\n", "");
+        let ask = story(&json!({ "stream": streamed, "ignore_eos": true })).replace("Connection: close\r\n", "");
         stream.write_all(ask.as_bytes()).await.unwrap();
         while server.client.backend.metrics().running == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -203,7 +203,7 @@ async fn the_same_is_answered_over_a_socket() {
     assert_eq!(server.address(), None);
     let (stop, stopped) = oneshot::channel::<()>();
     let done = tokio::spawn(server.run_until(async move { drop(stopped.await) }));
-    let answer = exchange(UnixStream::connect(&path).await.unwrap(), &story(json!({ "stream": true }))).await;
+    let answer = exchange(UnixStream::connect(&path).await.unwrap(), &story(&json!({ "stream": true }))).await;
     let whole = client.chat("Tell me a story about a fox.", json!({})).await.good();
     assert_eq!(said(&answer).0, whole["choices"][0]["message"]["content"].as_str().unwrap());
     stop.send(()).unwrap();

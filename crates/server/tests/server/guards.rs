@@ -38,8 +38,11 @@ async fn a_key_is_demanded_where_there_is_one() {
 async fn other_names_and_other_pages_are_refused() {
     let client = Client::new().await;
     let with = async |host: &str, origin: Option<&str>| {
-        let mut request =
-            request("POST", "/v1/chat/completions", Body::from(chat("Hello!", json!({ "max_tokens": 1 })).to_string()));
+        let mut request = request(
+            "POST",
+            "/v1/chat/completions",
+            Body::from(chat("Hello!", &json!({ "max_tokens": 1 })).to_string()),
+        );
         request.headers_mut().insert("host", host.parse().unwrap());
         if let Some(origin) = origin {
             request.headers_mut().insert("origin", origin.parse().unwrap());
@@ -73,7 +76,7 @@ async fn bodies_have_a_type_and_a_size() {
         }
         client.send(request.body(body).unwrap()).await
     };
-    let small = || Body::from(chat("Hello!", json!({ "max_tokens": 1 })).to_string());
+    let small = || Body::from(chat("Hello!", &json!({ "max_tokens": 1 })).to_string());
     assert_eq!(send(Some("application/json; charset=utf-8"), small()).await.status, 200);
     // What a page of another origin could send without being asked.
     for kind in [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("application/jsonp")] {
@@ -92,7 +95,7 @@ async fn bodies_have_a_type_and_a_size() {
 #[tokio::test]
 async fn there_is_room_for_so_many_requests() {
     let client = Client::with("[limits]\nrequests = 1\n").await;
-    let ask = chat("Tell me a story about a fox.", json!({ "stream": true }));
+    let ask = chat("Tell me a story about a fox.", &json!({ "stream": true }));
     let running = client.begin("/v1/chat/completions", &ask).await;
     assert_eq!(running.status(), 200);
     let refused = client.get("/v1/models").await;
@@ -106,7 +109,7 @@ async fn there_is_room_for_so_many_requests() {
 #[tokio::test]
 async fn a_full_queue_is_told_at_once() {
     let client = Client::with("[scheduler]\nmax_queued = 1\nmax_running = 1\n").await;
-    let long = chat("Tell me a story about a fox.", json!({ "stream": true, "ignore_eos": true }));
+    let long = chat("Tell me a story about a fox.", &json!({ "stream": true, "ignore_eos": true }));
     let mut running = Vec::new();
     let mut refusals = 0;
     for _ in 0..8 {

@@ -147,7 +147,7 @@ async fn requests_with_something_odd_in_them_are_answered_or_refused() {
             _ => refused += 1,
         }
     }
-    assert!(answered > 50 && refused > 200, "{answered} answered, {refused} refused");
+    assert!(answered > 40 && refused > 200, "{answered} answered, {refused} refused");
     // And it answers as before.
     client.chat("Hello!", json!({ "max_tokens": 4 })).await.good();
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::client::{Client, chat};
 
 /// An exposition's samples, whose form is checked.
-pub fn samples(text: &str) -> BTreeMap<String, f64> {
+pub(crate) fn samples(text: &str) -> BTreeMap<String, f64> {
     let mut samples = BTreeMap::new();
     let mut family = String::new();
     for line in text.lines() {
@@ -69,7 +69,7 @@ async fn the_numbers_are_those_that_clients_saw() {
 #[tokio::test]
 async fn a_client_that_goes_away_frees_its_sequence() {
     let client = Client::new().await;
-    let long = chat("Tell me a story about a fox.", json!({ "stream": true, "ignore_eos": true, "n": 3 }));
+    let long = chat("Tell me a story about a fox.", &json!({ "stream": true, "ignore_eos": true, "n": 3 }));
     let response = client.begin("/v1/chat/completions", &long).await;
     assert_eq!(response.status(), 200);
     drop(response);

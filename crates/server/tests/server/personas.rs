@@ -71,7 +71,7 @@ async fn a_reply_that_runs_keeps_its_persona() {
     let client = Client::with("[[persona]]\nname = \"ben\"\nadapters = [{ name = \"pirate\" }]\n").await;
     let question = "Tell me a story about a fox.";
     let whole = says(&client, "ben", question).await;
-    let ask = chat(question, json!({ "model": "ben", "stream": true }));
+    let ask = chat(question, &json!({ "model": "ben", "stream": true }));
     let response = client.begin("/v1/chat/completions", &ask).await;
     let mut body = response.into_body().into_data_stream();
     let mut text = String::from_utf8(body.next().await.unwrap().unwrap().to_vec()).unwrap();
@@ -105,7 +105,7 @@ async fn pinned_personas_keep_their_adapters_in_the_engine() {
 #[tokio::test]
 async fn adapters_are_paged_when_they_do_not_all_fit() {
     // One of them fits, and not both.
-    let client = Client::with("[scheduler]\nadapter_bytes = 1\n").await;
+    let client = Client::with("[scheduler]\nadapter_bytes = 600000\n").await;
     let question = "Tell me a story about a fox.";
     let (pirate, butler) = (says(&client, "pirate", question).await, says(&client, "butler", question).await);
     for _ in 0..2 {

@@ -120,7 +120,7 @@ async fn every_field_of_a_chat_that_cannot_be_obeyed_is_named() {
         (json!({ "response_format": schema(json!({ "type": "nonsense" })) }), "invalid_grammar", ""),
         (json!({ "response_format": schema(json!(5)) }), "invalid_grammar", ""),
     ] {
-        refused(&client, CHAT, &chat("Hello!", more), code, param).await;
+        refused(&client, CHAT, &chat("Hello!", &more), code, param).await;
     }
 }
 
@@ -181,13 +181,13 @@ async fn every_part_of_a_message_that_cannot_be_read_is_named() {
         (json!({ "role": "system", "content": [picture] }), "unsupported_parameter", "messages[0].content[0].type"),
         (json!({ "role": "assistant", "content": "x" }), "invalid_conversation", ""),
     ] {
-        refused(&client, CHAT, &chat("", json!({ "messages": [message] })), code, param).await;
+        refused(&client, CHAT, &chat("", &json!({ "messages": [message] })), code, param).await;
     }
     let late = json!([{ "role": "user", "content": "x" }, { "role": "system", "content": "late" }]);
-    let answer = client.post(CHAT, chat("", json!({ "messages": late }))).await;
+    let answer = client.post(CHAT, chat("", &json!({ "messages": late }))).await;
     assert_eq!(answer.error().1, "invalid_conversation", "{}", answer.text());
     // The remote picture's refusal says how.
-    let answer = client.post(CHAT, chat("", json!({ "messages": [part(image("http://10.0.0.1/x"))] }))).await;
+    let answer = client.post(CHAT, chat("", &json!({ "messages": [part(image("http://10.0.0.1/x"))] }))).await;
     assert!(answer.text().contains("data:image/png;base64,"), "{}", answer.text());
 }
 

@@ -45,7 +45,7 @@ impl Envelope {
     }
 
     /// An object of this answer.
-    pub(crate) fn object(&self, kind: &str, choices: Value) -> Value {
+    pub(crate) fn object(&self, kind: &str, choices: &Value) -> Value {
         json!({
             "id": self.id,
             "object": kind,
@@ -90,7 +90,7 @@ async fn whole(app: &Shared, envelope: &Envelope, replies: Vec<Reply>, logprobs:
             "finish_reason": choice.finish_reason,
         })
     });
-    let mut answer = envelope.object("chat.completion", choices.collect());
+    let mut answer = envelope.object("chat.completion", &choices.collect());
     if let Some(fields) = answer.as_object_mut() {
         fields.insert("usage".into(), common::usage(&took, &prompts));
     }

@@ -81,13 +81,13 @@ impl Script {
         let (deltas, positions) = progress.hear(heard);
         let (begun, ended) = (progress.started.is_some(), progress.ended);
         if first && begun {
-            self.send(index, json!({ "role": "assistant", "content": "" }), None, Value::Null);
+            self.send(index, &json!({ "role": "assistant", "content": "" }), None, &Value::Null);
         }
         // Log probabilities belong to tokens, and not to the pieces of text that these became: they go with the first.
         let mut logprobs = (self.logprobs && !positions.is_empty())
             .then(|| json!({ "content": common::chat_logprobs(&self.app, &positions), "refusal": null }));
         if deltas.is_empty() && logprobs.is_some() {
-            self.send(index, json!({}), None, logprobs.take().unwrap_or_default());
+            self.send(index, &json!({}), None, &logprobs.take().unwrap_or_default());
         }
         for delta in deltas {
             let delta = match delta {
@@ -100,16 +100,16 @@ impl Script {
                     json!({ "tool_calls": [{ "index": index, "function": { "arguments": json } }] })
                 }
             };
-            self.send(index, delta, None, logprobs.take().unwrap_or_default());
+            self.send(index, &delta, None, &logprobs.take().unwrap_or_default());
         }
         if let Some(ended) = ended {
-            self.send(index, json!({}), Some(ended.reason), Value::Null);
+            self.send(index, &json!({}), Some(ended.reason), &Value::Null);
         }
     }
 
-    fn send(&mut self, index: usize, delta: Value, finish_reason: Option<&str>, logprobs: Value) {
+    fn send(&mut self, index: usize, delta: &Value, finish_reason: Option<&str>, logprobs: &Value) {
         let choice = json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason });
-        let mut chunk = self.envelope.object("chat.completion.chunk", json!([choice]));
+        let mut chunk = self.envelope.object("chat.completion.chunk", &json!([choice]));
         if let (true, Some(fields)) = (self.usage, chunk.as_object_mut()) {
             fields.insert("usage".into(), Value::Null);
         }
@@ -122,7 +122,7 @@ impl Script {
             let ended = self.progress.iter().filter_map(|progress| progress.ended);
             let took: Vec<(Usage, usize)> = ended.map(|ended| (ended.usage, ended.reasoning_tokens)).collect();
             let prompts: Vec<Usage> = took.first().map(|(usage, _)| *usage).into_iter().collect();
-            let mut chunk = self.envelope.object("chat.completion.chunk", json!([]));
+            let mut chunk = self.envelope.object("chat.completion.chunk", &json!([]));
             if let Some(fields) = chunk.as_object_mut() {
                 fields.insert("usage".into(), common::usage(&took, &prompts));
             }

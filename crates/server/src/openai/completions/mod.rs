@@ -69,7 +69,7 @@ async fn whole(
             "finish_reason": reason,
         })
     });
-    let mut answer = envelope.object("text_completion", choices.collect());
+    let mut answer = envelope.object("text_completion", &choices.collect());
     if let Some(fields) = answer.as_object_mut() {
         fields.insert("usage".into(), usage(&took, each));
     }

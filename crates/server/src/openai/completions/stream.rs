@@ -78,7 +78,7 @@ impl Script {
             "logprobs": table.map(|table| table.json()),
             "finish_reason": reason,
         });
-        let mut chunk = self.envelope.object("text_completion", json!([choice]));
+        let mut chunk = self.envelope.object("text_completion", &json!([choice]));
         if let (true, Some(fields)) = (self.usage, chunk.as_object_mut()) {
             fields.insert("usage".into(), Value::Null);
         }
@@ -89,7 +89,7 @@ impl Script {
         self.over = true;
         if self.usage {
             let took: Vec<Usage> = self.choices.iter().filter_map(|choice| Some(choice.ended?.1)).collect();
-            let mut chunk = self.envelope.object("text_completion", json!([]));
+            let mut chunk = self.envelope.object("text_completion", &json!([]));
             if let Some(fields) = chunk.as_object_mut() {
                 fields.insert("usage".into(), super::usage(&took, self.each));
             }
