@@ -1,0 +1,159 @@
+// Draws what `markdown.ts` understood. Elements are made one by one; no text ever becomes HTML.
+
+import { Component } from "preact";
+import { type Block, type Inline, parse, type TopBlock } from "../markdown";
+import { CopyButton } from "./CopyButton";
+
+function Words({ inner }: { inner: readonly Inline[] }) {
+    return <>{inner.map(word)}</>;
+}
+
+function word(node: Inline, key: number) {
+    switch (node.kind) {
+        case "text":
+            return node.text;
+        case "break":
+            return <br key={key} />;
+        case "code":
+            return <code key={key}>{node.text}</code>;
+        case "link":
+            return (
+                <a key={key} href={node.href} target="_blank" rel="noopener noreferrer nofollow" title={node.href}>
+                    <Words inner={node.inner} />
+                </a>
+            );
+        case "strong":
+            return (
+                <strong key={key}>
+                    <Words inner={node.inner} />
+                </strong>
+            );
+        case "em":
+            return (
+                <em key={key}>
+                    <Words inner={node.inner} />
+                </em>
+            );
+        case "del":
+            return (
+                <del key={key}>
+                    <Words inner={node.inner} />
+                </del>
+            );
+    }
+}
+
+function Shape({ block }: { block: Block }) {
+    switch (block.kind) {
+        case "paragraph":
+            return (
+                <p>
+                    <Words inner={block.inner} />
+                </p>
+            );
+        case "heading":
+            // The page's own headings are of level 2 and 3; a reply's begin below them.
+            return (
+                <p class={`heading heading-${block.level}`} role="heading" aria-level={Math.min(6, block.level + 3)}>
+                    <Words inner={block.inner} />
+                </p>
+            );
+        case "code":
+            return (
+                <div class="code">
+                    <div class="code-head">
+                        <span>{block.language || "text"}</span>
+                        <CopyButton text={block.text} what="code" />
+                    </div>
+                    {/* biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reached by keyboard */}
+                    <pre tabIndex={0}>
+                        <code>{block.text}</code>
+                    </pre>
+                </div>
+            );
+        case "quote":
+            return (
+                <blockquote>
+                    <Shapes blocks={block.blocks} />
+                </blockquote>
+            );
+        case "list": {
+            const items = block.items.map((item, key) => (
+                // biome-ignore lint/suspicious/noArrayIndexKey: items have nothing but their place
+                <li key={key}>
+                    <Shapes blocks={item} />
+                </li>
+            ));
+            return block.ordered ? <ol start={block.start}>{items}</ol> : <ul>{items}</ul>;
+        }
+        case "table":
+            return (
+                // biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reached by keyboard
+                <div class="table" tabIndex={0} role="group" aria-label="Table">
+                    <table>
+                        <thead>
+                            <tr>
+                                {block.head.map((cell, column) => (
+                                    // biome-ignore lint/suspicious/noArrayIndexKey: as above
+                                    <th key={column} scope="col" class={`align-${block.align[column]}`}>
+                                        <Words inner={cell} />
+                                    </th>
+                                ))}
+                            </tr>
+                        </thead>
+                        <tbody>
+                            {block.rows.map((row, at) => (
+                                // biome-ignore lint/suspicious/noArrayIndexKey: as above
+                                <tr key={at}>
+                                    {row.map((cell, column) => (
+                                        // biome-ignore lint/suspicious/noArrayIndexKey: as above
+                                        <td key={column} class={`align-${block.align[column]}`}>
+                                            <Words inner={cell} />
+                                        </td>
+                                    ))}
+                                </tr>
+                            ))}
+                        </tbody>
+                    </table>
+                </div>
+            );
+        case "rule":
+            return <hr />;
+    }
+}
+
+function Shapes({ blocks }: { blocks: readonly Block[] }) {
+    // A list item of one line is not a paragraph of its own.
+    const only = blocks.length === 1 ? blocks[0] : undefined;
+    if (only?.kind === "paragraph") return <Words inner={only.inner} />;
+    // biome-ignore lint/suspicious/noArrayIndexKey: blocks have nothing but their place
+    return (
+        <>
+            {blocks.map((block, key) => (
+                <Shape key={key} block={block} />
+            ))}
+        </>
+    );
+}
+
+/** While text streams, only its last block changes; the others are not even looked at. */
+class Kept extends Component<{ top: TopBlock }> {
+    override shouldComponentUpdate(next: { top: TopBlock }): boolean {
+        return next.top.source !== this.props.top.source || next.top.block.kind !== this.props.top.block.kind;
+    }
+
+    override render() {
+        return <Shape block={this.props.top.block} />;
+    }
+}
+
+export function Markdown({ text }: { text: string }) {
+    return (
+        <div class="prose">
+            {parse(text).map((top, key) => (
+                // biome-ignore lint/suspicious/noArrayIndexKey: as above
+                <Kept key={key} top={top} />
+            ))}
+        </div>
+    );
+}
