@@ -45,7 +45,7 @@ interface Call {
 
 async function call(path: string, { method = "GET", body, signal, accept = "application/json" }: Call = {}) {
     const headers: Record<string, string> = { accept };
-    if (key !== "") headers["authorization"] = `Bearer ${key}`;
+    if (key !== "") headers.authorization = `Bearer ${key}`;
     if (body !== undefined) headers["content-type"] = "application/json";
     let response: Response;
     try {

@@ -12,7 +12,8 @@ let timer: ReturnType<typeof setTimeout> | undefined;
 /** Sentences that come together are told together, or the last would silence the others. */
 export function announce(text: string): void {
     waiting.push(text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text);
-    timer ??= setTimeout(() => {
+    if (timer !== undefined) return;
+    timer = setTimeout(() => {
         announced.value = { text: waiting.join(" "), slot: announced.peek().slot === 0 ? 1 : 0 };
         waiting = [];
         timer = undefined;

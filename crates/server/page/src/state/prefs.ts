@@ -39,8 +39,8 @@ export const lastRoom = remembered<string>("room", "");
 /** The theme is an attribute of the root; without one the style sheet asks the system. */
 export function applyTheme(): void {
     effect(() => {
-        if (theme.value === "auto") delete document.documentElement.dataset["theme"];
-        else document.documentElement.dataset["theme"] = theme.value;
+        if (theme.value === "auto") delete document.documentElement.dataset.theme;
+        else document.documentElement.dataset.theme = theme.value;
     });
 }
 

@@ -1,7 +1,7 @@
 import { announced } from "../state/announce";
 import { engineShown, roomsShown, wideForEngine, wideForRooms } from "../state/prefs";
 import { keyWanted } from "../state/server";
-import { close, focusComposer, open } from "../state/view";
+import { close, open } from "../state/view";
 import { Banner } from "./Banner";
 import { Composer, DropZone } from "./Composer";
 import { Conversation } from "./Conversation";
@@ -17,14 +17,7 @@ import { RoomsPanel } from "./RoomsPanel";
 export function App() {
     return (
         <>
-            <a
-                class="skip"
-                href="#compose"
-                onClick={(event) => {
-                    event.preventDefault();
-                    focusComposer();
-                }}
-            >
+            <a class="skip" href="#compose">
                 Skip to the message
             </a>
             <Header />

@@ -7,7 +7,7 @@ export function Banner() {
     const now = connection.value;
     if (now.kind !== "down") return null;
     return (
-        <div class="banner">
+        <section class="banner" aria-label="Connection">
             <Icon name="alert" />
             <p>
                 {now.message} Looking again in <Countdown until={now.retryAt} />
@@ -15,6 +15,6 @@ export function Banner() {
             <button type="button" class="plain small" onClick={askNow}>
                 Look now
             </button>
-        </div>
+        </section>
     );
 }

@@ -5,6 +5,8 @@ import { type Sample, WINDOW } from "../state/server";
 
 const WIDTH = 300;
 const HEIGHT = 56;
+/** A young chart shows its first half minute; it grows from there to the whole window. */
+const SHORTEST = 30_000;
 
 export interface Series {
     name: string;
@@ -26,29 +28,43 @@ interface Props {
     steps?: boolean;
     /** Names, values and colours below the chart. */
     legend?: boolean;
+    /** The scale ends at a power of two, as bytes do. */
+    binary?: boolean;
 }
 
 /** The next of 1, 2, 5, 10, 20, ... so that the scale does not jump with every sample. */
-export function niceTop(value: number): number {
+function niceTop(value: number, binary: boolean): number {
     if (!(value > 0)) return 1;
+    if (binary) return 2 ** Math.ceil(Math.log2(value));
     const power = 10 ** Math.floor(Math.log10(value));
     const step = [1, 2, 5, 10].find((factor) => value <= factor * power * 1.0001) ?? 10;
     return step * power;
 }
 
-export function Chart({ title, samples, series, format, now, top, steps = false, legend = false }: Props) {
+export function Chart({
+    title,
+    samples,
+    series,
+    format,
+    now,
+    top,
+    steps = false,
+    legend = false,
+    binary = false,
+}: Props) {
     const pointed = useSignal<number | undefined>(undefined);
     const newest = samples.at(-1);
     const sum = (sample: Sample) => series.reduce((total, one) => total + one.value(sample), 0);
     const most = samples.reduce((highest, sample) => Math.max(highest, sum(sample)), 0);
-    const highest = top ?? niceTop(most);
+    const highest = top ?? niceTop(most, binary);
     const end = newest?.at ?? 0;
-    const x = (sample: Sample) => WIDTH - ((end - sample.at) / WINDOW) * WIDTH;
+    const span = Math.min(WINDOW, Math.max(SHORTEST, end - (samples[0]?.at ?? end)));
+    const x = (sample: Sample) => WIDTH - ((end - sample.at) / span) * WIDTH;
     const y = (value: number) => HEIGHT - 1 - (Math.min(value, highest) / highest) * (HEIGHT - 3);
     const at = pointed.value === undefined ? undefined : samples[Math.min(pointed.value, samples.length - 1)];
     const shown = at ?? newest;
     const words =
-        newest === undefined ? "no figures yet" : `now ${format(sum(newest))}, at most ${format(most)} in two minutes`;
+        newest === undefined ? "no figures yet" : `now ${format(sum(newest))}, at most ${format(most)} in ${age(span)}`;
     const ago = at === undefined ? "" : `${Math.round((end - at.at) / 1000)} s ago`;
 
     const base = samples.map(() => 0);
@@ -77,7 +93,7 @@ export function Chart({ title, samples, series, format, now, top, steps = false,
                 aria-label={`${title}: ${words}`}
                 onPointerMove={(event) => {
                     const box = event.currentTarget.getBoundingClientRect();
-                    const wanted = end - (1 - (event.clientX - box.left) / box.width) * WINDOW;
+                    const wanted = end - (1 - (event.clientX - box.left) / box.width) * span;
                     const nearest = samples.reduce(
                         (best, sample, index) =>
                             Math.abs(sample.at - wanted) < Math.abs((samples[best]?.at ?? 0) - wanted) ? index : best,
@@ -100,7 +116,7 @@ export function Chart({ title, samples, series, format, now, top, steps = false,
                 {at !== undefined && <line class="chart-at" x1={x(at)} x2={x(at)} y1="0" y2={HEIGHT} />}
             </svg>
             <div class="chart-scale" aria-hidden="true">
-                <span>2 min ago</span>
+                <span>{age(span)} ago</span>
                 <span>up to {format(highest)}</span>
                 <span>now</span>
             </div>
@@ -119,6 +135,10 @@ export function Chart({ title, samples, series, format, now, top, steps = false,
             )}
         </figure>
     );
+}
+
+function age(milliseconds: number): string {
+    return milliseconds < WINDOW ? `${Math.round(milliseconds / 1000)} s` : "2 min";
 }
 
 function outline(

@@ -9,6 +9,7 @@ import { connection, limits, status } from "../state/server";
 import { send, stopAll, type Wishes } from "../state/talk";
 import { open } from "../state/view";
 import { paint } from "./colour";
+import { Field } from "./Field";
 import { Icon } from "./icons";
 
 /** Highest that the text field grows by itself, in pixels. */
@@ -31,7 +32,6 @@ function Form({ room }: { room: OpenRoom }) {
     const something = text.trim() !== "" || draft.pictures.value.length > 0;
     const ready = something && !tooLong && answering.length > 0 && draft.reading.value === 0 && !room.gone.value;
 
-    // biome-ignore lint/correctness/useExhaustiveDependencies: the height depends on the text
     useLayoutEffect(() => {
         const area = field.current;
         if (area === null) return;
@@ -308,7 +308,6 @@ function Options({ wishes }: { wishes: { value: Wishes } }) {
         wishes.value = next;
     };
     return (
-        // biome-ignore lint/a11y/noNoninteractiveElementInteractions: Escape closes it, as a menu does
         <details
             class="options"
             ref={root}
@@ -327,38 +326,44 @@ function Options({ wishes }: { wishes: { value: Wishes } }) {
                 <Icon name="options" />
             </summary>
             <div class="options-box">
-                <label>
-                    <span>Thinking</span>
-                    <select
-                        value={thinking === undefined ? "" : thinking ? "on" : "off"}
-                        onChange={(event) => {
-                            const { value } = event.currentTarget;
-                            if (value === "") set({}, "thinking");
-                            else set({ thinking: value === "on" });
-                        }}
-                    >
-                        <option value="">as each persona does</option>
-                        <option value="on">all think first</option>
-                        <option value="off">nobody thinks</option>
-                    </select>
-                </label>
-                <label>
-                    <span>Most tokens</span>
-                    <input
-                        type="number"
-                        min={1}
-                        max={1_000_000}
-                        step={1}
-                        inputMode="numeric"
-                        placeholder="the server's limit"
-                        value={maxTokens ?? ""}
-                        onInput={(event) => {
-                            const number = event.currentTarget.valueAsNumber;
-                            if (Number.isInteger(number) && number > 0) set({ maxTokens: number });
-                            else set({}, "maxTokens");
-                        }}
-                    />
-                </label>
+                <Field
+                    label="Thinking"
+                    control={(id) => (
+                        <select
+                            id={id}
+                            value={thinking === undefined ? "" : thinking ? "on" : "off"}
+                            onChange={(event) => {
+                                const { value } = event.currentTarget;
+                                if (value === "") set({}, "thinking");
+                                else set({ thinking: value === "on" });
+                            }}
+                        >
+                            <option value="">as each persona does</option>
+                            <option value="on">all think first</option>
+                            <option value="off">nobody thinks</option>
+                        </select>
+                    )}
+                />
+                <Field
+                    label="Most tokens"
+                    control={(id) => (
+                        <input
+                            id={id}
+                            type="number"
+                            min={1}
+                            max={1_000_000}
+                            step={1}
+                            inputMode="numeric"
+                            placeholder="the server's limit"
+                            value={maxTokens ?? ""}
+                            onInput={(event) => {
+                                const number = event.currentTarget.valueAsNumber;
+                                if (Number.isInteger(number) && number > 0) set({ maxTokens: number });
+                                else set({}, "maxTokens");
+                            }}
+                        />
+                    )}
+                />
                 {connection.value.kind === "down" && <p class="what">The server does not answer just now.</p>}
             </div>
         </details>

@@ -5,6 +5,7 @@ import { useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { current, loaded, type OpenRoom, opening, openRoom, personas, reopenLike } from "../state/rooms";
 import { status } from "../state/server";
+import { stopOne } from "../state/talk";
 import { open } from "../state/view";
 import { paint } from "./colour";
 import { names, scale } from "./format";
@@ -33,7 +34,7 @@ export function Conversation() {
 }
 
 function Talk({ room }: { room: OpenRoom }) {
-    const scroller = useRef<HTMLDivElement>(null);
+    const scroller = useRef<HTMLElement>(null);
     const content = useRef<HTMLDivElement>(null);
     const follows = useRef(false);
     const below = useSignal(false);
@@ -90,7 +91,7 @@ function Talk({ room }: { room: OpenRoom }) {
     return (
         <div class="talk">
             {/* biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reached by keyboard */}
-            <div class="scroller" ref={scroller} tabIndex={0} role="region" aria-label="Conversation">
+            <section class="scroller" ref={scroller} tabIndex={0} aria-label="Conversation">
                 <div class="turns" ref={content}>
                     {turns.length === 0 ? (
                         <Welcome room={room} />
@@ -98,12 +99,13 @@ function Talk({ room }: { room: OpenRoom }) {
                         turns.map((turn) => <TurnView key={turn.key} turn={turn} room={room} newest={turn === last} />)
                     )}
                 </div>
-            </div>
+            </section>
             {below.value && (
-                <button type="button" class="to-end" onClick={toEnd}>
-                    <Icon name="down" /> To the end
+                <button type="button" class="to-end" aria-label="To the end" title="To the end" onClick={toEnd}>
+                    <Icon name="down" />
                 </button>
             )}
+            <Next room={room} />
             {room.gone.value && <Gone room={room} />}
         </div>
     );
@@ -113,6 +115,34 @@ function Talk({ room }: { room: OpenRoom }) {
 function overflows(inner: HTMLElement, box: HTMLElement): boolean {
     const turn = inner.lastElementChild;
     return turn instanceof HTMLElement && turn.offsetHeight > box.clientHeight + 1;
+}
+
+/** In turn: who speaks after the one who speaks now. */
+function Next({ room }: { room: OpenRoom }) {
+    const replies = room.talk.value?.replies ?? [];
+    if (room.mode.value !== "in_turn" || room.talk.value?.stopping) return null;
+    const now = replies.find((reply) => reply.live.value);
+    const waiting = replies.filter((reply) => reply !== now && reply.phase.value === "waiting");
+    if (waiting.length === 0) return null;
+    return (
+        <div class="next">
+            <span>Then</span>
+            {waiting.map((reply) => (
+                <button
+                    key={reply.key}
+                    type="button"
+                    style={paint(reply.persona)}
+                    aria-label={`Stop ${reply.persona}`}
+                    title={`${reply.persona} shall not answer`}
+                    onClick={() => stopOne(room, reply)}
+                >
+                    <span class="dot" aria-hidden="true" />
+                    {reply.persona}
+                    <Icon name="close" />
+                </button>
+            ))}
+        </div>
+    );
 }
 
 function Gone({ room }: { room: OpenRoom }) {

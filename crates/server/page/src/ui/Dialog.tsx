@@ -29,7 +29,6 @@ export function Dialog({ title, onClose, kind = "box", closable = true, children
         };
     }, []);
     return (
-        // biome-ignore lint/a11y/useKeyWithClickEvents: Escape is the key for it, through `cancel`
         <dialog
             ref={ref}
             class={`dialog dialog-${kind}`}

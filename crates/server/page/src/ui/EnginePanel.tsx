@@ -18,7 +18,7 @@ const PROOFS: Record<string, string> = {
 
 const KINDS: Record<MemoryKind, string> = {
     weights: "weights",
-    kv_cache: "keys and values",
+    kv_cache: "KV cache",
     states: "states",
     adapters: "adapters",
     images: "pictures",
@@ -133,7 +133,7 @@ function Charts({ now }: { now: Status }) {
                 top={1}
                 now={`${percent(metrics.reused_share)} from ${pasts === 1 ? "one past" : `${pasts} pasts`}`}
             />
-            <Chart title="Memory" samples={samples} series={MEMORY} format={bytes} legend />
+            <Chart title="Memory" samples={samples} series={MEMORY} format={bytes} legend binary />
         </section>
     );
 }

@@ -77,13 +77,13 @@ function EngineButton() {
         <button
             type="button"
             class="bare engine-button"
-            aria-label={`Engine: ${state === "up" ? (now?.evidence.device ?? "") : state === "down" ? "no answer" : "connecting"}`}
             aria-expanded={shown}
             title="Device, queue and memory (E)"
             onClick={toggleEngine}
         >
             <span class={`lamp lamp-${state}`} aria-hidden="true" />
-            <span class="engine-words" aria-hidden="true">
+            <span class="hidden">Engine: </span>
+            <span class="engine-words">
                 {state === "down" ? "no answer" : (now?.evidence.device ?? "connecting")}
                 {state === "up" && speed > 0 ? <span class="engine-speed">{rate(speed)} tokens/s</span> : null}
             </span>

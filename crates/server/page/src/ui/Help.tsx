@@ -39,6 +39,7 @@ export function Help() {
                         type="checkbox"
                         role="switch"
                         checked={shortcuts.value === "on"}
+                        aria-checked={shortcuts.value === "on"}
                         onChange={(event) => {
                             shortcuts.value = event.currentTarget.checked ? "on" : "off";
                         }}

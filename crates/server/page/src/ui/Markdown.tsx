@@ -1,6 +1,6 @@
 // Draws what `markdown.ts` understood. Elements are made one by one; no text ever becomes HTML.
 
-import { Component } from "preact";
+import { Component, type ComponentChildren } from "preact";
 import { type Block, type Inline, parse, type TopBlock } from "../markdown";
 import { CopyButton } from "./CopyButton";
 
@@ -43,6 +43,12 @@ function word(node: Inline, key: number) {
     }
 }
 
+function Heading({ level, children }: { level: number; children: ComponentChildren }) {
+    const name = `heading heading-${level}`;
+    if (level === 1) return <h4 class={name}>{children}</h4>;
+    return level === 2 ? <h5 class={name}>{children}</h5> : <h6 class={name}>{children}</h6>;
+}
+
 function Shape({ block }: { block: Block }) {
     switch (block.kind) {
         case "paragraph":
@@ -54,9 +60,9 @@ function Shape({ block }: { block: Block }) {
         case "heading":
             // The page's own headings are of level 2 and 3; a reply's begin below them.
             return (
-                <p class={`heading heading-${block.level}`} role="heading" aria-level={Math.min(6, block.level + 3)}>
+                <Heading level={block.level}>
                     <Words inner={block.inner} />
-                </p>
+                </Heading>
             );
         case "code":
             return (
@@ -79,7 +85,6 @@ function Shape({ block }: { block: Block }) {
             );
         case "list": {
             const items = block.items.map((item, key) => (
-                // biome-ignore lint/suspicious/noArrayIndexKey: items have nothing but their place
                 <li key={key}>
                     <Shapes blocks={item} />
                 </li>
@@ -89,12 +94,11 @@ function Shape({ block }: { block: Block }) {
         case "table":
             return (
                 // biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reached by keyboard
-                <div class="table" tabIndex={0} role="group" aria-label="Table">
+                <div class="table" tabIndex={0}>
                     <table>
                         <thead>
                             <tr>
                                 {block.head.map((cell, column) => (
-                                    // biome-ignore lint/suspicious/noArrayIndexKey: as above
                                     <th key={column} scope="col" class={`align-${block.align[column]}`}>
                                         <Words inner={cell} />
                                     </th>
@@ -103,10 +107,8 @@ function Shape({ block }: { block: Block }) {
                         </thead>
                         <tbody>
                             {block.rows.map((row, at) => (
-                                // biome-ignore lint/suspicious/noArrayIndexKey: as above
                                 <tr key={at}>
                                     {row.map((cell, column) => (
-                                        // biome-ignore lint/suspicious/noArrayIndexKey: as above
                                         <td key={column} class={`align-${block.align[column]}`}>
                                             <Words inner={cell} />
                                         </td>
@@ -126,7 +128,6 @@ function Shapes({ blocks }: { blocks: readonly Block[] }) {
     // A list item of one line is not a paragraph of its own.
     const only = blocks.length === 1 ? blocks[0] : undefined;
     if (only?.kind === "paragraph") return <Words inner={only.inner} />;
-    // biome-ignore lint/suspicious/noArrayIndexKey: blocks have nothing but their place
     return (
         <>
             {blocks.map((block, key) => (
@@ -151,7 +152,6 @@ export function Markdown({ text }: { text: string }) {
     return (
         <div class="prose">
             {parse(text).map((top, key) => (
-                // biome-ignore lint/suspicious/noArrayIndexKey: as above
                 <Kept key={key} top={top} />
             ))}
         </div>

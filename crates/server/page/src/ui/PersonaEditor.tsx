@@ -12,6 +12,7 @@ import { doubt } from "../state/server";
 import { close } from "../state/view";
 import { colourOf, PALETTE, paintAs } from "./colour";
 import { Dialog } from "./Dialog";
+import { Field } from "./Field";
 import { scale } from "./format";
 import { Icon } from "./icons";
 import { Avatar } from "./Reply";
@@ -106,6 +107,7 @@ export function PersonaEditor({ name }: { name: string | undefined }) {
     };
 
     const colour = now.color ?? colourOf(now.name);
+    const described = (param: string) => (problem.value?.param === param ? `wrong-${param}` : undefined);
     const wrong = (param: string) =>
         problem.value?.param === param ? (
             <p class="problem" role="alert" id={`wrong-${param}`}>
@@ -127,52 +129,66 @@ export function PersonaEditor({ name }: { name: string | undefined }) {
                 }}
             >
                 {known === undefined && (
-                    <label class="part">
-                        <span class="label">Name</span>
-                        <input
-                            type="text"
-                            value={now.name}
-                            autocomplete="off"
-                            spellcheck={false}
-                            maxLength={64}
-                            aria-invalid={problem.value?.param === "name"}
-                            onInput={(event) => set({ name: event.currentTarget.value })}
-                        />
+                    <Field
+                        label="Name"
+                        control={(id) => (
+                            <input
+                                id={id}
+                                type="text"
+                                value={now.name}
+                                autocomplete="off"
+                                spellcheck={false}
+                                maxLength={64}
+                                aria-invalid={problem.value?.param === "name"}
+                                aria-describedby={described("name")}
+                                onInput={(event) => set({ name: event.currentTarget.value })}
+                            />
+                        )}
+                    >
                         {wrong("name")}
-                    </label>
+                    </Field>
                 )}
-                <label class="part">
-                    <span class="label">System prompt</span>
-                    <textarea
-                        rows={6}
-                        value={now.system}
-                        placeholder="Who this is, and how it speaks."
-                        aria-invalid={problem.value?.param === "system"}
-                        onInput={(event) => set({ system: event.currentTarget.value })}
-                    />
+                <Field
+                    label="System prompt"
+                    control={(id) => (
+                        <textarea
+                            id={id}
+                            rows={6}
+                            value={now.system}
+                            placeholder="Who this is, and how it speaks."
+                            aria-invalid={problem.value?.param === "system"}
+                            aria-describedby={described("system")}
+                            onInput={(event) => set({ system: event.currentTarget.value })}
+                        />
+                    )}
+                >
                     {wrong("system")}
-                </label>
+                </Field>
                 <fieldset class="part">
                     <legend>Adapters</legend>
                     <AdapterList used={now.adapters} onChange={(used) => set({ adapters: used })} />
                     {wrong("adapters")}
                 </fieldset>
                 <div class="pair">
-                    <label class="part">
-                        <span class="label">Priority</span>
-                        <select
-                            value={now.priority}
-                            onChange={(event) => set({ priority: event.currentTarget.value as Priority })}
-                        >
-                            {PRIORITIES.map(({ value, name: words }) => (
-                                <option key={value} value={value}>
-                                    {words}
-                                </option>
-                            ))}
-                        </select>
+                    <Field
+                        label="Priority"
+                        control={(id) => (
+                            <select
+                                id={id}
+                                value={now.priority}
+                                onChange={(event) => set({ priority: event.currentTarget.value as Priority })}
+                            >
+                                {PRIORITIES.map(({ value, name: words }) => (
+                                    <option key={value} value={value}>
+                                        {words}
+                                    </option>
+                                ))}
+                            </select>
+                        )}
+                    >
                         <span class="quiet">{PRIORITIES.find(({ value }) => value === now.priority)?.what}</span>
                         {wrong("priority")}
-                    </label>
+                    </Field>
                     <div class="part">
                         <span class="label">Thinking</span>
                         <label class="switch">
@@ -180,6 +196,7 @@ export function PersonaEditor({ name }: { name: string | undefined }) {
                                 type="checkbox"
                                 role="switch"
                                 checked={now.thinking}
+                                aria-checked={now.thinking}
                                 onChange={(event) => set({ thinking: event.currentTarget.checked })}
                             />
                             <span>Reasons before it answers</span>

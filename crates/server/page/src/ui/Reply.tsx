@@ -49,12 +49,12 @@ export function ReplyCard({ reply, room, newest }: { reply: Reply; room: OpenRoo
                     )}
                 </span>
             </header>
+            <Figures reply={reply} room={room} newest={newest} />
             <div class="reply-body">
                 <Reasoning reply={reply} />
-                <Said reply={reply} room={room} />
+                <Said reply={reply} />
                 <Trouble reply={reply} room={room} newest={newest} />
             </div>
-            <Figures reply={reply} room={room} newest={newest} />
         </article>
     );
 }
@@ -112,7 +112,7 @@ function Reasoning({ reply }: { reply: Reply }) {
     );
 }
 
-function Said({ reply, room }: { reply: Reply; room: OpenRoom }) {
+function Said({ reply }: { reply: Reply }) {
     const text = reply.text.value;
     if (text !== "") return <Markdown text={text} />;
     const phase = reply.phase.value;
@@ -128,12 +128,12 @@ function Said({ reply, room }: { reply: Reply; room: OpenRoom }) {
                 <i />
                 <i />
             </span>
-            {waiting(reply, room)}
+            {waiting(reply)}
         </p>
     );
 }
 
-function waiting(reply: Reply, room: OpenRoom): string {
+function waiting(reply: Reply): string {
     switch (reply.phase.value) {
         case "stopping":
             return "Stopping";
@@ -143,13 +143,8 @@ function waiting(reply: Reply, room: OpenRoom): string {
             const prompt = reply.prompt.value;
             return prompt === undefined ? "Reading" : `Reading ${tokens(Math.max(0, prompt.tokens - prompt.reused))}`;
         }
-        default: {
-            const replies = room.talk.value?.replies ?? [];
-            const speaking = replies.find(
-                (other) => other !== reply && other.phase.value !== "waiting" && other.live.value,
-            );
-            return room.mode.value === "in_turn" && speaking ? `After ${speaking.persona}` : "Waiting for a place";
-        }
+        default:
+            return "Waiting for a place";
     }
 }
 
@@ -178,7 +173,7 @@ function Trouble({ reply, room, newest }: { reply: Reply; room: OpenRoom; newest
     );
 }
 
-/** The line has its height and its places from the start, so that nothing moves when the figures come. */
+/** Above the words, with its height and its places from the start: nothing moves when figures or words come. */
 function Figures({ reply, room, newest }: { reply: Reply; room: OpenRoom; newest: boolean }) {
     const timings = reply.timings.value;
     const usage = reply.usage.value;
@@ -188,7 +183,7 @@ function Figures({ reply, room, newest }: { reply: Reply; room: OpenRoom; newest
     const measured = timings ? "measured by the server" : "as seen from this page, network included, while it speaks";
     const live = reply.live.value;
     return (
-        <footer class="figures">
+        <div class="figures">
             <dl>
                 <div title={`Time to the first token, ${measured}`}>
                     <dt>first token</dt>
@@ -229,6 +224,6 @@ function Figures({ reply, room, newest }: { reply: Reply; room: OpenRoom; newest
                     </button>
                 )}
             </span>
-        </footer>
+        </div>
     );
 }

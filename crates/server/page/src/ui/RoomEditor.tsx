@@ -8,6 +8,7 @@ import { doubt } from "../state/server";
 import { close, open } from "../state/view";
 import { paint } from "./colour";
 import { Dialog } from "./Dialog";
+import { Field } from "./Field";
 import { names } from "./format";
 import { Icon } from "./icons";
 import { Avatar } from "./Reply";
@@ -106,18 +107,21 @@ export function RoomEditor() {
                         </p>
                     )}
                 </fieldset>
-                <label class="part">
-                    <span class="label">Scene</span>
-                    <textarea
-                        rows={4}
-                        value={scene.value}
-                        disabled={fixed}
-                        placeholder="Where it is, what has happened, what all of them know. Read once, shared by all."
-                        onInput={(event) => {
-                            scene.value = event.currentTarget.value;
-                        }}
-                    />
-                </label>
+                <Field
+                    label="Scene"
+                    control={(id) => (
+                        <textarea
+                            id={id}
+                            rows={4}
+                            value={scene.value}
+                            disabled={fixed}
+                            placeholder="Where it is, what has happened, what all of them know. Read once, shared by all."
+                            onInput={(event) => {
+                                scene.value = event.currentTarget.value;
+                            }}
+                        />
+                    )}
+                ></Field>
                 {speaking && <p class="hint">Somebody speaks: the room can be changed when they have finished.</p>}
                 {room.gone.value && <p class="hint">The server no longer has this room.</p>}
                 {chosen.value.length === 0 && <p class="hint">Nobody is chosen, so nobody can answer.</p>}

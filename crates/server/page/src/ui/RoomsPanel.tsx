@@ -51,12 +51,12 @@ export function RoomsPanel() {
                             <button
                                 type="button"
                                 class="person"
-                                aria-label={`Edit ${persona.name}`}
                                 onClick={() => {
                                     open.value = { kind: "persona", name: persona.name };
                                 }}
                             >
                                 <Avatar name={persona.name} />
+                                <span class="hidden">Edit </span>
                                 <span class="person-words">
                                     <span class="name">{persona.name}</span>
                                     <span class="quiet">

@@ -25,7 +25,7 @@ export function TurnView({ turn, room, newest }: { turn: Turn; room: OpenRoom; n
                                   <Stack stack={stack} room={room} newest={newest} />
                               </div>
                           ))
-                        : replies.map((reply) => (
+                        : begun(replies).map((reply) => (
                               <ReplyCard
                                   key={reply.key}
                                   reply={reply}
@@ -48,6 +48,12 @@ function stacks(replies: readonly Reply[]): Reply[][] {
         else stack.push(reply);
     }
     return [...by.values()];
+}
+
+/** In turn, who waits has no place in the thread yet: it would be pushed down by whoever speaks. */
+function begun(replies: readonly Reply[]): Reply[] {
+    const next = replies.find((reply) => reply.live.value);
+    return replies.filter((reply) => reply === next || reply.phase.value !== "waiting");
 }
 
 function lastOf(replies: readonly Reply[], persona: string): Reply | undefined {
@@ -99,7 +105,7 @@ function Said({ words, room }: { words: Words; room: OpenRoom }) {
             )}
             {words.content !== "" && <p class="said-words">{words.content}</p>}
             {unsent !== undefined && (
-                <div class="trouble" role="group" aria-label="Not sent">
+                <div class="trouble">
                     <Icon name="alert" />
                     <div>
                         <p>
@@ -167,6 +173,9 @@ function RoomPicture({ picture, room }: { picture: Picture & { local?: string };
             width={picture.width}
             height={picture.height}
             alt={words}
+            style={{
+                width: `min(20rem, ${((13 * picture.width) / picture.height).toFixed(2)}rem, calc(100cqi - 2rem))`,
+            }}
         />
     );
 }

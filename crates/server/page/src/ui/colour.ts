@@ -14,6 +14,9 @@ export const PALETTE = [
     { name: "slate", value: "#475569" },
 ] as const;
 
+/** The last is for who wants it: nobody gets grey by chance. */
+const VIVID = PALETTE.length - 1;
+
 const HEX = /^#[0-9a-f]{6}$/i;
 
 const chosen = computed(() => {
@@ -38,11 +41,11 @@ const chosen = computed(() => {
 function pick(name: string, taken: ReadonlySet<string>): string {
     let hash = 0;
     for (const character of name) hash = (hash * 31 + (character.codePointAt(0) ?? 0)) >>> 0;
-    for (let step = 0; step < PALETTE.length; step++) {
-        const colour = PALETTE[(hash + step) % PALETTE.length];
+    for (let step = 0; step < VIVID; step++) {
+        const colour = PALETTE[(hash + step) % VIVID];
         if (colour !== undefined && !taken.has(colour.value)) return colour.value;
     }
-    return PALETTE[hash % PALETTE.length]?.value ?? PALETTE[0].value;
+    return PALETTE[hash % VIVID]?.value ?? PALETTE[0].value;
 }
 
 export function colourOf(name: string): string {
