@@ -104,6 +104,15 @@ export async function eventually(what, check, timeout = 6000) {
     }
 }
 
+/** What Chromium writes by itself about an answer that is no success, or none at all. */
+export const FAILED = [/Failed to load resource/, /net::ERR_/];
+export const live = (page) => page.locator('article[aria-busy="true"]').count();
+export const png = async (page, name = "shapes.png", ...size) => ({
+    name,
+    type: "image/png",
+    bytes: await shapes(page, ...size),
+});
+
 /** A picture of three shapes, drawn by the browser. */
 export async function shapes(page, width = 480, height = 320, type = "image/png") {
     const address = await page.evaluate(

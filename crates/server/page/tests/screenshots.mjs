@@ -30,6 +30,8 @@ export async function takeScreenshots(browser, folder, url) {
         await page.locator(".cast").waitFor();
         // The charts have something to show.
         await say(page, "Good evening, all of you.");
+        // Slow enough to be caught while they speak.
+        if (mock !== undefined) mock.pace = 2;
         if (shot.inTurn) await page.getByRole("button", { name: "In turn" }).click();
         await give(page, "drop", [{ name: "evening.png", type: "image/png", bytes: await shapes(page, 720, 400) }]);
         await page.getByText("evening.png").waitFor();

@@ -43,6 +43,11 @@ export function focusComposer(): void {
     document.getElementById("compose")?.focus();
 }
 
+/** For a button that goes away by being pressed: by keyboard, one goes on from the message. A touch opens no keyboard. */
+export function keepFocus(event: MouseEvent): void {
+    if (event.detail === 0) focusComposer();
+}
+
 export interface Shortcut {
     key: string;
     what: string;

@@ -107,11 +107,12 @@ export function Chart({
             >
                 <line class="chart-grid" x1="0" x2={WIDTH} y1={HEIGHT - 0.5} y2={HEIGHT - 0.5} />
                 <line class="chart-grid" x1="0" x2={WIDTH} y1={y(highest / 2)} y2={y(highest / 2)} />
-                {shapes.map(({ one, area, line }) => (
-                    <g key={one.name}>
-                        <path class={`chart-area chart-area-${one.tone}`} d={area} />
-                        <path class={`chart-line chart-line-${one.tone}`} d={line} />
-                    </g>
+                {shapes.map(({ one, area }) => (
+                    <path key={one.name} class={`chart-area chart-area-${one.tone}`} d={area} />
+                ))}
+                {/* The lowest last: where nothing lies on it, its own colour is seen. */}
+                {shapes.toReversed().map(({ one, line }) => (
+                    <path key={one.name} class={`chart-line chart-line-${one.tone}`} d={line} />
                 ))}
                 {at !== undefined && <line class="chart-at" x1={x(at)} x2={x(at)} y1="0" y2={HEIGHT} />}
             </svg>

@@ -7,7 +7,7 @@ import { bytes, typeNames } from "../state/pictures";
 import { current, type OpenRoom } from "../state/rooms";
 import { connection, limits, status } from "../state/server";
 import { send, stopAll, type Wishes } from "../state/talk";
-import { open } from "../state/view";
+import { keepFocus, open } from "../state/view";
 import { paint } from "./colour";
 import { Field } from "./Field";
 import { Icon } from "./icons";
@@ -103,7 +103,15 @@ function Form({ room }: { room: OpenRoom }) {
                         Enter sends, Shift+Enter is a new line
                     </span>
                     {speaking ? (
-                        <button type="button" class="strong go" disabled={stopping} onClick={() => stopAll(room)}>
+                        <button
+                            type="button"
+                            class="strong go"
+                            disabled={stopping}
+                            onClick={(event) => {
+                                keepFocus(event);
+                                stopAll(room);
+                            }}
+                        >
                             <Icon name="stop" />
                             <span>{stopping ? "Stopping" : "Stop all"}</span>
                         </button>

@@ -90,22 +90,26 @@ function Talk({ room }: { room: OpenRoom }) {
 
     return (
         <div class="talk">
-            {/* biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reached by keyboard */}
-            <section class="scroller" ref={scroller} tabIndex={0} aria-label="Conversation">
-                <div class="turns" ref={content}>
-                    {turns.length === 0 ? (
-                        <Welcome room={room} />
-                    ) : (
-                        turns.map((turn) => <TurnView key={turn.key} turn={turn} room={room} newest={turn === last} />)
-                    )}
-                </div>
-            </section>
-            {below.value && (
-                <button type="button" class="to-end" aria-label="To the end" title="To the end" onClick={toEnd}>
-                    <Icon name="down" />
-                </button>
-            )}
-            <Next room={room} />
+            <div class="window">
+                {/* biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls must be reached by keyboard */}
+                <section class="scroller" ref={scroller} tabIndex={0} aria-label="Conversation">
+                    <div class="turns" ref={content}>
+                        {turns.length === 0 ? (
+                            <Welcome room={room} />
+                        ) : (
+                            turns.map((turn) => (
+                                <TurnView key={turn.key} turn={turn} room={room} newest={turn === last} />
+                            ))
+                        )}
+                    </div>
+                </section>
+                {below.value && (
+                    <button type="button" class="to-end" aria-label="To the end" title="To the end" onClick={toEnd}>
+                        <Icon name="down" />
+                    </button>
+                )}
+                <Next room={room} />
+            </div>
             {room.gone.value && <Gone room={room} />}
         </div>
     );

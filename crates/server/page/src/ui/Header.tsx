@@ -8,7 +8,9 @@ import { Icon, Mark } from "./icons";
 export function Header() {
     const room = current.value;
     const id = room.id.value;
-    const title = entries.value.find((entry) => entry.id === id)?.title ?? (id === "" ? "New room" : "Room");
+    // A room that the server has lost is still called by what was said in it.
+    const words = room.turns.value.find((turn) => turn.words !== undefined)?.words?.content.slice(0, 80) ?? "";
+    const title = entries.value.find((entry) => entry.id === id)?.title ?? (words || (id === "" ? "New room" : "Room"));
     const roomsOpen = wideForRooms.value ? roomsShown.value === "yes" : open.value?.kind === "rooms";
     return (
         <header class="top">

@@ -135,6 +135,7 @@ export function PersonaEditor({ name }: { name: string | undefined }) {
                             <input
                                 id={id}
                                 type="text"
+                                autofocus
                                 value={now.name}
                                 autocomplete="off"
                                 spellcheck={false}

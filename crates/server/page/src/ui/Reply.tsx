@@ -3,8 +3,9 @@
 import { useSignal } from "@preact/signals";
 import { advice } from "../api/failure";
 import type { Reply } from "../state/reply";
-import { current, type OpenRoom, personas } from "../state/rooms";
+import { type OpenRoom, personas } from "../state/rooms";
 import { askAgain, stopOne } from "../state/talk";
+import { keepFocus } from "../state/view";
 import { CopyButton } from "./CopyButton";
 import { paint } from "./colour";
 import { milliseconds, percent, rate, scale, tokens } from "./format";
@@ -25,7 +26,13 @@ export function ReplyCard({ reply, room, newest }: { reply: Reply; room: OpenRoo
     const live = reply.live.value;
     const headId = `${reply.key}-name`;
     return (
-        <article class={`reply is-${phase}`} style={paint(persona)} aria-labelledby={headId} aria-busy={live}>
+        <article
+            class={`reply is-${phase}`}
+            style={paint(persona)}
+            aria-labelledby={headId}
+            aria-busy={live}
+            tabIndex={-1}
+        >
             <header class="reply-head">
                 <Avatar name={persona} />
                 <h3 id={headId} class="name">
@@ -39,17 +46,24 @@ export function ReplyCard({ reply, room, newest }: { reply: Reply; room: OpenRoo
                             class="stop"
                             disabled={phase === "stopping" || phase === "lost"}
                             aria-label={phase === "stopping" ? `Stopping ${persona}` : `Stop ${persona}`}
-                            onClick={() => stopOne(room, reply)}
+                            onClick={(event) => {
+                                // The button goes when the reply has ended; the focus must not go with it.
+                                event.currentTarget.closest("article")?.focus();
+                                stopOne(room, reply);
+                            }}
                         >
                             <Icon name="stop" />
                             <span>Stop</span>
                         </button>
                     ) : (
-                        <Ended reply={reply} />
+                        <>
+                            <Ended reply={reply} />
+                            <Actions reply={reply} room={room} newest={newest} />
+                        </>
                     )}
                 </span>
             </header>
-            <Figures reply={reply} room={room} newest={newest} />
+            <Figures reply={reply} />
             <div class="reply-body">
                 <Reasoning reply={reply} />
                 <Said reply={reply} />
@@ -87,6 +101,30 @@ function Ended({ reply }: { reply: Reply }) {
         default:
             return null;
     }
+}
+
+function Actions({ reply, room, newest }: { reply: Reply; room: OpenRoom; newest: boolean }) {
+    const text = reply.text.value;
+    return (
+        <>
+            {text !== "" && <CopyButton text={text} what={`what ${reply.persona} said`} />}
+            {newest && reply.error.value === undefined && !room.gone.value && (
+                <button
+                    type="button"
+                    class="bare small"
+                    aria-label={`Ask ${reply.persona} again`}
+                    title="Ask again"
+                    disabled={room.talk.value !== undefined}
+                    onClick={(event) => {
+                        keepFocus(event);
+                        askAgain(room, reply.persona);
+                    }}
+                >
+                    <Icon name="again" />
+                </button>
+            )}
+        </>
+    );
 }
 
 function Reasoning({ reply }: { reply: Reply }) {
@@ -163,7 +201,10 @@ function Trouble({ reply, room, newest }: { reply: Reply; room: OpenRoom; newest
                         type="button"
                         class="plain small"
                         disabled={room.talk.value !== undefined}
-                        onClick={() => askAgain(room, reply.persona)}
+                        onClick={(event) => {
+                            keepFocus(event);
+                            askAgain(room, reply.persona);
+                        }}
                     >
                         <Icon name="again" /> Ask {reply.persona} again
                     </button>
@@ -174,14 +215,13 @@ function Trouble({ reply, room, newest }: { reply: Reply; room: OpenRoom; newest
 }
 
 /** Above the words, with its height and its places from the start: nothing moves when figures or words come. */
-function Figures({ reply, room, newest }: { reply: Reply; room: OpenRoom; newest: boolean }) {
+function Figures({ reply }: { reply: Reply }) {
     const timings = reply.timings.value;
     const usage = reply.usage.value;
     const first = timings?.first_token_ms ?? reply.seenFirst.value;
     const speed = timings?.tokens_per_second ?? reply.seenRate.value;
     const prompt = usage ? { tokens: usage.prompt_tokens, reused: usage.reused_tokens } : reply.prompt.value;
     const measured = timings ? "measured by the server" : "as seen from this page, network included, while it speaks";
-    const live = reply.live.value;
     return (
         <div class="figures">
             <dl>
@@ -207,23 +247,6 @@ function Figures({ reply, room, newest }: { reply: Reply; room: OpenRoom; newest
                     </dd>
                 </div>
             </dl>
-            <span class="reply-actions">
-                {!live && reply.text.value !== "" && (
-                    <CopyButton text={reply.text.value} what={`what ${reply.persona} said`} />
-                )}
-                {!live && newest && reply.error.value === undefined && room === current.value && !room.gone.value && (
-                    <button
-                        type="button"
-                        class="bare small"
-                        aria-label={`Ask ${reply.persona} again`}
-                        title="Ask again"
-                        disabled={room.talk.value !== undefined}
-                        onClick={() => askAgain(room, reply.persona)}
-                    >
-                        <Icon name="again" />
-                    </button>
-                )}
-            </span>
         </div>
     );
 }

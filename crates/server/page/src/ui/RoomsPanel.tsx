@@ -91,6 +91,7 @@ function RoomRow({ entry }: { entry: RoomEntry }) {
         try {
             await forget(entry.id);
             announce("The room is deleted.");
+            focusFirst();
         } catch (error) {
             doubt(error);
             asked.value = false;
@@ -100,6 +101,7 @@ function RoomRow({ entry }: { entry: RoomEntry }) {
     if (asked.value) {
         const keep = () => {
             asked.value = false;
+            focusFirst();
         };
         return <AskedRow onDelete={() => void remove()} onKeep={keep} />;
     }
@@ -127,6 +129,11 @@ function RoomRow({ entry }: { entry: RoomEntry }) {
             </button>
         </li>
     );
+}
+
+/** The row, and the button in it that had the focus, are gone. */
+function focusFirst(): void {
+    document.querySelector<HTMLElement>(".rooms button")?.focus();
 }
 
 function AskedRow({ onDelete, onKeep }: { onDelete: () => void; onKeep: () => void }) {

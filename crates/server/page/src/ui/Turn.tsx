@@ -6,6 +6,7 @@ import * as api from "../api/client";
 import type { Picture } from "../api/types";
 import type { Reply, Turn, Words } from "../state/reply";
 import { type OpenRoom, reopenLike } from "../state/rooms";
+import { focusComposer, keepFocus } from "../state/view";
 import { Countdown } from "./Countdown";
 import { Icon } from "./icons";
 import { ReplyCard } from "./Reply";
@@ -123,11 +124,25 @@ function Said({ words, room }: { words: Words; room: OpenRoom }) {
                                     New room like this one
                                 </button>
                             ) : (
-                                <button type="button" class="plain small" onClick={unsent.again}>
+                                <button
+                                    type="button"
+                                    class="plain small"
+                                    onClick={(event) => {
+                                        keepFocus(event);
+                                        unsent.again();
+                                    }}
+                                >
                                     <Icon name="again" /> Send now
                                 </button>
                             )}
-                            <button type="button" class="plain small" onClick={unsent.takeBack}>
+                            <button
+                                type="button"
+                                class="plain small"
+                                onClick={() => {
+                                    unsent.takeBack();
+                                    focusComposer();
+                                }}
+                            >
                                 Take back
                             </button>
                         </div>
