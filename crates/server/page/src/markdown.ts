@@ -38,6 +38,32 @@ export function parse(text: string): TopBlock[] {
     return blocks(lines, 0).map(({ block, from, to }) => ({ block, source: lines.slice(from, to).join("\n") }));
 }
 
+/**
+ * The same text with what its last line has opened and not closed yet: `**red` is bold while it is being written already,
+ * so that no marks flash up. For text that still grows; a finished text is shown as it was written.
+ */
+export function whileGrowing(text: string): string {
+    const from = text.lastIndexOf("\n") + 1;
+    const line = text.slice(from);
+    let code = false;
+    let strong = false;
+    for (let at = 0; at < line.length; at++) {
+        const character = line[at];
+        if (character === "\\" && !code) at++;
+        else if (character === "`") code = !code;
+        else if (character === "*" && line[at + 1] === "*" && !code) {
+            // With a space after it, it opens nothing.
+            strong = !strong && !/\s/.test(line[at + 2] ?? "");
+            at++;
+        }
+    }
+    if (line.trim() === "" || /^\s*(?:`{3}|~{3})/.test(line) || parse(text).at(-1)?.block.kind === "code") return text;
+    if (code) return line.endsWith("`") ? text.slice(0, -1) : `${text}\``;
+    if (!strong) return text;
+    const bare = text.replace(/[\s*]{1,8}$/, "");
+    return line.trimEnd().endsWith("**") ? bare : `${bare}**`;
+}
+
 interface Placed {
     block: Block;
     from: number;

@@ -19,7 +19,7 @@ async function load(path) {
     return import(`data:text/javascript;base64,${Buffer.from(outputFiles[0].contents).toString("base64")}`);
 }
 
-const { parse, inline, safeAddress } = await load("src/markdown.ts");
+const { parse, inline, safeAddress, whileGrowing } = await load("src/markdown.ts");
 const { SseParser, readEvents } = await load("src/api/sse.ts");
 const { Failure, seconds, advice } = await load("src/api/failure.ts");
 
@@ -118,6 +118,26 @@ test("a growing text keeps the blocks that it had", () => {
         });
     }
     assert.ok(kept > 50);
+});
+
+test("while a text grows, no mark flashes up that will be gone", () => {
+    const text =
+        "Three:\n\n1. a **yellow star**, above,\n2. a `code` and **two words** here.\n\n```py\na ** b\n```\n\nEnd **bold**.";
+    const words = (node) => {
+        if (Array.isArray(node)) return node.map(words).join("");
+        if (typeof node !== "object" || node === null || (node.kind === "code" && "language" in node)) return "";
+        return (node.text ?? "") + ["inner", "blocks", "items"].map((name) => words(node[name])).join("");
+    };
+    let bold = 0;
+    for (let end = 1; end <= text.length; end++) {
+        const grown = whileGrowing(text.slice(0, end));
+        const seen = words(parse(grown).map(({ block }) => block));
+        assert.ok(!seen.includes("**"), `${JSON.stringify(text.slice(0, end))} shows ${JSON.stringify(seen)}`);
+        bold += JSON.stringify(parse(grown)).includes('"strong"') ? 1 : 0;
+    }
+    assert.ok(bold > 60);
+    assert.equal(whileGrowing("a ** b"), "a ** b");
+    assert.equal(whileGrowing("done **b**"), "done **b**");
 });
 
 test("hostile text takes linear time and no depth", () => {

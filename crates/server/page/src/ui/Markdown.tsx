@@ -1,7 +1,7 @@
 // Draws what `markdown.ts` understood. Elements are made one by one; no text ever becomes HTML.
 
 import { Component, type ComponentChildren } from "preact";
-import { type Block, type Inline, parse, type TopBlock } from "../markdown";
+import { type Block, type Inline, parse, type TopBlock, whileGrowing } from "../markdown";
 import { CopyButton } from "./CopyButton";
 
 function Words({ inner }: { inner: readonly Inline[] }) {
@@ -148,10 +148,10 @@ class Kept extends Component<{ top: TopBlock }> {
     }
 }
 
-export function Markdown({ text }: { text: string }) {
+export function Markdown({ text, growing }: { text: string; growing: boolean }) {
     return (
         <div class="prose">
-            {parse(text).map((top, key) => (
+            {parse(growing ? whileGrowing(text) : text).map((top, key) => (
                 <Kept key={key} top={top} />
             ))}
         </div>

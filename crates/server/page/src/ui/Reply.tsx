@@ -152,7 +152,7 @@ function Reasoning({ reply }: { reply: Reply }) {
 
 function Said({ reply }: { reply: Reply }) {
     const text = reply.text.value;
-    if (text !== "") return <Markdown text={text} />;
+    if (text !== "") return <Markdown text={text} growing={reply.live.value} />;
     const phase = reply.phase.value;
     if (!reply.live.value) {
         if (phase === "failed" || reply.error.value !== undefined) return null;
