@@ -1,75 +1,28 @@
 //! Damaged and malicious files end in a value or a typed error, in bounded memory.
 #![allow(clippy::unwrap_used)]
-#![allow(unsafe_code)]
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 
 use consort_core::ErrorKind;
 use consort_gguf::{Array, Gguf, GgufWriter, TensorType, dequantize};
-
-/// Counts what this thread has allocated, so that tests beside each other do not disturb the figures.
-struct Counting;
-
-thread_local! {
-    static CURRENT: Cell<usize> = const { Cell::new(0) };
-    static PEAK: Cell<usize> = const { Cell::new(0) };
-}
-
-fn grow(bytes: usize) {
-    // A thread that is ending has no counters any more.
-    let _ = CURRENT.try_with(|current| {
-        current.set(current.get().saturating_add(bytes));
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(current.get())));
-    });
-}
-
-fn shrink(bytes: usize) {
-    let _ = CURRENT.try_with(|current| current.set(current.get().saturating_sub(bytes)));
-}
-
-// SAFETY: every call is passed on to the system allocator unchanged; the counters own no memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        shrink(layout.size());
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        grow(size);
-        shrink(layout.size());
-        // SAFETY: as the caller promised.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use consort_test_support::{Random, peak};
 
 /// Opens `file` and reads all of it; the outcome, and the most memory in use meanwhile.
 fn open(file: &[u8]) -> (Result<(), ErrorKind>, usize) {
-    let before = CURRENT.get();
-    PEAK.set(before);
-    let outcome = Gguf::from_bytes(file.to_vec()).map(|gguf| {
-        let _ = gguf.digest();
-        let mut row = Vec::new();
-        for info in gguf.tensors() {
-            assert_eq!(gguf.tensor_data(info).len() as u64, info.byte_len());
-            assert!(info.byte_len() <= gguf.file_len());
-            // A row at a time, as an engine would.
-            let bytes = info.kind.bytes_for(info.row_len()).unwrap() as usize;
-            row.resize(info.row_len() as usize, 0.0);
-            let _ = dequantize(info.kind, &gguf.tensor_data(info)[..bytes], &mut row);
-        }
-    });
-    (outcome.map_err(|error| error.kind()), PEAK.get() - before)
+    let (outcome, most) = peak(|| Gguf::from_bytes(file.to_vec()).map(|gguf| read(&gguf)));
+    (outcome.map_err(|error| error.kind()), most)
+}
+
+/// Reads all of it.
+fn read(gguf: &Gguf) {
+    let _ = gguf.digest();
+    let mut row = Vec::new();
+    for info in gguf.tensors() {
+        assert_eq!(gguf.tensor_data(info).len() as u64, info.byte_len());
+        assert!(info.byte_len() <= gguf.file_len());
+        // A row at a time, as an engine would.
+        let bytes = info.kind.bytes_for(info.row_len()).unwrap() as usize;
+        row.resize(info.row_len() as usize, 0.0);
+        let _ = dequantize(info.kind, &gguf.tensor_data(info)[..bytes], &mut row);
+    }
 }
 
 fn check(file: &[u8], what: &str) {
@@ -94,18 +47,6 @@ fn valid() -> Vec<u8> {
     file
 }
 
-/// A small generator (xorshift), so that the cases are the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
-}
-
 #[test]
 fn every_truncation_is_refused() {
     let file = valid();
@@ -127,7 +68,7 @@ fn flipped_bits_are_harmless() {
         damaged[bit / 8] ^= 1 << (bit % 8);
         check(&damaged, &format!("bit {bit}"));
     }
-    let mut random = Random(0x5EED);
+    let mut random = Random::default();
     for case in 0..4000 {
         let mut damaged = file.clone();
         for _ in 0..=random.below(8) {

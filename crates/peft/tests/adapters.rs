@@ -1,13 +1,11 @@
 //! Adapters as PEFT writes them, and adapters as nobody should.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{Random, peak};
 use consort_core::ErrorKind;
 use consort_peft::PeftAdapter;
+use consort_test_support::{Random, peak};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -227,7 +225,7 @@ fn damaged_files_end_in_a_typed_error() {
     for length in 0..config.len() {
         check(&config[..length], &weights, &format!("the first {length} bytes of the config"));
     }
-    let mut random = Random::new();
+    let mut random = Random::default();
     let mut below = |limit| random.below(limit);
     for case in 0..4000 {
         let (mut config, mut weights) = (config.clone(), weights.clone());

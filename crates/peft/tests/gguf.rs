@@ -1,17 +1,15 @@
 //! GGUF adapters as llama.cpp's converter writes them, and as nobody should; and both forms held against a model.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{Random, peak};
 use consort_core::{AdapterFiles, ErrorKind};
 use consort_gguf::{GgufWriter, ShardLimit, TensorType, Value, quantize};
 use consort_peft::{
     AdapterBytes, GgufAdapter, LayerKind, Linear, ModelAdapter, Network, PeftAdapter, Place, TextDimensions,
 };
+use consort_test_support::{Random, peak};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -369,7 +367,7 @@ fn damaged_files_end_in_a_typed_error() {
     for length in 0..bytes.len() {
         check(&bytes[..length], &format!("the first {length} bytes"));
     }
-    let mut random = Random::new();
+    let mut random = Random::default();
     for case in 0..6000 {
         let mut damaged = bytes.clone();
         for _ in 0..=random.below(4) {

@@ -5,25 +5,9 @@ use std::time::{Duration, Instant};
 
 use consort_core::{ErrorKind, SpecialTokens};
 use consort_gguf::Metadata;
+use consort_test_support::Random;
 use consort_text::{ChatTemplate, ChatTemplateInput, SpecialText, TemplateLimits, Tokenizer};
 use serde_json::{Value, json};
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-}
 
 /// One to three flipped bits, a cut, a doubled or a deleted stretch.
 fn broken(original: &[u8], random: &mut Random) -> Vec<u8> {
@@ -79,7 +63,7 @@ fn broken_tokenizer_files() {
     let original = small_json().to_string().into_bytes();
     let config = json!({ "eos_token": "<|im_end|>", "pad_token": { "content": "<|im_start|>" }, "chat_template": "x" });
     let config = config.to_string().into_bytes();
-    let mut random = Random(1);
+    let mut random = Random::seeded(1);
     let (mut refused, begin) = (0, Instant::now());
     for index in 0..3000 {
         let result = if index % 4 == 0 {
@@ -218,7 +202,7 @@ fn broken_templates() {
         sources.push(std::fs::read_to_string(std::path::Path::new(&folder).join("Qwen3.5-4B.jinja")).unwrap());
     }
     let limits = TemplateLimits { fuel: 50_000, ..TemplateLimits::default() };
-    let (input, mut random, begin) = (chat(), Random(2), Instant::now());
+    let (input, mut random, begin) = (chat(), Random::seeded(2), Instant::now());
     let mut refused = 0;
     for source in &sources {
         for _ in 0..2000 {

@@ -10,17 +10,7 @@ use consort_core::*;
 use consort_gguf::{Gguf, GgufWriter, TensorType, Value};
 use consort_native::synthetic::SyntheticConfig;
 use consort_native::{NativeConfig, NativeEngine};
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % bound as u64) as usize
-    }
-}
+use consort_test_support::Random;
 
 /// Loads the two files and, if they load, runs some tokens and a picture. Whether they loaded.
 fn survive(text: &Path, vision: Option<&Path>) -> bool {
@@ -61,7 +51,7 @@ fn flipped_bits_do_no_harm() {
     let folder = tempfile::tempdir().unwrap();
     let (text, vision) = files();
     let (text_path, vision_path) = (folder.path().join("text.gguf"), folder.path().join("vision.gguf"));
-    let mut random = Random(0x5eed);
+    let mut random = Random::default();
     let (mut loaded, mut refused) = (0, 0);
     for (file, path, other) in [(text, &text_path, vision), (vision, &vision_path, text)] {
         let (header, is_text) = (header(file), path == &text_path);
@@ -88,7 +78,7 @@ fn flipped_bits_do_no_harm() {
 fn any_weights_do_no_harm() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("text.gguf");
-    let mut random = Random(0xb17e);
+    let mut random = Random::seeded(0xb17e);
     for weight_type in QUANTIZED {
         let file = SyntheticConfig { weight_type, ..wide() }.text().unwrap();
         std::fs::write(&path, &file).unwrap();
@@ -115,7 +105,7 @@ fn truncated_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("text.gguf");
     let (text, _) = files();
-    let mut random = Random(7);
+    let mut random = Random::seeded(7);
     for _ in 0..300 {
         std::fs::write(&path, &text[..random.below(text.len())]).unwrap();
         assert!(!survive(&path, None));

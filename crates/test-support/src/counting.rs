@@ -1,10 +1,10 @@
-//! What the tests of both readers share: how much a call allocates, and cases that are the same on every machine.
-#![allow(unsafe_code, unreachable_pub)]
+//! An allocator that counts.
+#![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// Counts what this thread has allocated.
+/// Counts what this thread has allocated, so that tests beside each other do not disturb the figures.
 struct Counting;
 
 thread_local! {
@@ -13,6 +13,7 @@ thread_local! {
 }
 
 fn grow(bytes: usize) {
+    // A thread that is ending has no counters any more.
     let _ = CURRENT.try_with(|current| {
         current.set(current.get().saturating_add(bytes));
         let _ = PEAK.try_with(|peak| peak.set(peak.get().max(current.get())));
@@ -54,20 +55,4 @@ pub fn peak<T>(call: impl FnOnce() -> T) -> (T, usize) {
     PEAK.set(before);
     let outcome = call();
     (outcome, PEAK.get() - before)
-}
-
-/// A small generator (xorshift).
-pub struct Random(u64);
-
-impl Random {
-    pub fn new() -> Self {
-        Self(0x5EED)
-    }
-
-    pub fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
 }
