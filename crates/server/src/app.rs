@@ -18,6 +18,7 @@ use crate::metrics::{Snapshot, Traffic};
 use crate::persona::Persona;
 use crate::registry::{Member, Placed, Registry};
 use crate::shutdown::Shutdown;
+use crate::telemetry::Traces;
 use crate::text::{Text, TextFloor};
 
 /// What a server is made of.
@@ -58,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) adapters: Adapters,
     pub(crate) registry: Registry,
     pub(crate) traffic: Arc<Traffic>,
+    pub(crate) traces: Traces,
     pub(crate) shutdown: Shutdown,
     /// Places for requests.
     pub(crate) places: Arc<Semaphore>,
@@ -96,6 +98,7 @@ impl App {
             adapters: Adapters::new(Arc::clone(&backend), adapters),
             registry: Registry::new(&name, sequences, config.limits.personas.get()),
             traffic: Arc::default(),
+            traces: Traces::open(&config.telemetry)?,
             shutdown: Shutdown::default(),
             places: Arc::new(Semaphore::new(config.limits.requests.get().min(Semaphore::MAX_PERMITS))),
             fingerprint: format!("consort-{fingerprint}"),

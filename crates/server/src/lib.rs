@@ -66,6 +66,7 @@ mod shutdown;
 mod socket;
 mod speak;
 mod sse;
+mod telemetry;
 mod text;
 
 pub use adapters::AdapterLibrary;
@@ -77,4 +78,5 @@ pub use persona::{Persona, PersonaAdapter};
 pub use router::Transport;
 pub use sampling::SamplingSettings;
 pub use serve::{Listen, Server};
+pub use telemetry::TelemetryConfig;
 pub use text::TextFloor;

@@ -50,6 +50,18 @@ pub(crate) enum Ending {
     ShutDown,
 }
 
+impl Ending {
+    /// A word for it.
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Backend(FinishReason::Length) => "length",
+            Self::Backend(_) => "stop",
+            Self::FirstCall => "tool_call",
+            Self::ShutDown => "shut_down",
+        }
+    }
+}
+
 /// A part of a reply.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Heard {
@@ -159,6 +171,7 @@ impl Reply {
         // Cancels, where it still runs.
         self.events = None;
         self.seat = None;
+        self.meter.because(ending.as_str());
         self.meter.ended(Outcome::Finished, usage);
         if let Some(parser) = self.parser.take() {
             pieces.extend(parser.finish().pieces);

@@ -17,6 +17,7 @@ use hyper::body::{Frame, SizeHint};
 use crate::app::{App, Shared};
 use crate::error::Failure;
 use crate::metrics::Counted;
+use crate::telemetry::{Asked, RequestSpan};
 use crate::{guard, identity, openai, operations, personas};
 
 /// How requests come.
@@ -96,27 +97,33 @@ async fn pass(State(Gate { app, transport }): State<Gate>, request: Request, nex
 /// Counts and logs requests, gives each a name.
 async fn record(State(app): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let id = identity::name("req_");
+    let asked = Asked { method: request.method(), route: &route, id: &id, headers: request.headers() };
+    let span = app.traces.request(&asked);
     let mut record = Record {
         _in_flight: Counted::new(&app.traffic, |traffic| &traffic.requests),
-        id: identity::name("req_"),
+        span: span.clone(),
+        id,
         method: request.method().clone(),
         route,
         status: None,
         began: Instant::now(),
     };
-    let mut response = next.run(request).await;
+    let mut response = span.clone().scope(next.run(request)).await;
     let status = response.status();
     record.status = Some(status);
     app.traffic.answered(&record.route, status.as_u16());
     if let Ok(id) = HeaderValue::try_from(record.id.as_str()) {
         response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
     }
-    hold(response, record)
+    // What comes later belongs to the request as well.
+    hold(response, record).map(|inner| Body::new(Spanned { inner, span }))
 }
 
 /// What the log says of a request, when its answer has been sent or its client has gone.
 struct Record {
     _in_flight: Counted,
+    span: RequestSpan,
     id: String,
     method: Method,
     route: String,
@@ -129,6 +136,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         let milliseconds = self.began.elapsed().as_millis() as u64;
         let status = self.status.map_or(0, |status| status.as_u16());
+        self.span.end(self.status);
         tracing::info!(id = %self.id, method = %self.method, route = %self.route, status, milliseconds, "request");
     }
 }
@@ -152,6 +160,33 @@ impl<T: Unpin> hyper::body::Body for Holding<T> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         Pin::new(&mut self.inner).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// A body whose parts are made within a request's span.
+struct Spanned {
+    inner: Body,
+    span: RequestSpan,
+}
+
+impl hyper::body::Body for Spanned {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Self { inner, span } = &mut *self;
+        span.enter(|| Pin::new(inner).poll_frame(context))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -147,6 +147,11 @@ impl Server {
                 }
             }
         }
+        // Replies that were the last have their spans sent as well.
+        let traces = app.shared.traces.clone();
+        if tokio::task::spawn_blocking(move || traces.shut_down()).await.is_err() {
+            tracing::warn!("the last traces were not sent");
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use self::locate::Places;
 use crate::persona::Persona;
 use crate::sampling::SamplingSettings;
+use crate::telemetry::TelemetryConfig;
 
 /// An annotated file with every key and its default, for `consort config init`.
 pub const TEMPLATE: &str = include_str!("consort.toml");
@@ -39,6 +40,8 @@ pub struct Config {
     pub sampling: SamplingSettings,
     /// Where adapters are.
     pub adapters: AdaptersConfig,
+    /// Where traces go.
+    pub telemetry: TelemetryConfig,
     /// Who can be asked.
     #[serde(rename = "persona")]
     pub personas: Vec<Persona>,
@@ -316,6 +319,9 @@ impl Config {
             return wrong("model.name", &message);
         }
         share("scheduler.gpu_time_share", self.scheduler.gpu_time_share)?;
+        if let Err(message) = self.telemetry.check() {
+            return wrong("telemetry.otlp_endpoint", message);
+        }
         if let Err((field, message)) = self.sampling.check() {
             return wrong(&format!("sampling.{field}"), &message);
         }

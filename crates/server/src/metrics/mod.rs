@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use consort_core::{Histogram, Usage};
 
+use crate::telemetry::{Closing, ReplySpan, RequestSpan};
+
 pub(crate) use self::exposition::render;
 
 /// How a reply ended.
@@ -72,6 +74,8 @@ impl Meter {
             last: None,
             usage: Usage::default(),
             outcome: Outcome::Cancelled,
+            reason: None,
+            span: RequestSpan::current().reply(persona),
         }
     }
 }
@@ -85,12 +89,15 @@ pub(crate) struct ReplyMeter {
     last: Option<Instant>,
     usage: Usage,
     outcome: Outcome,
+    reason: Option<&'static str>,
+    span: ReplySpan,
 }
 
 impl ReplyMeter {
     /// The prompt is in.
     pub(crate) fn started(&mut self, usage: Usage) {
         self.usage = usage;
+        self.span.started(usage);
     }
 
     /// Tokens came.
@@ -99,7 +106,10 @@ impl ReplyMeter {
         self.usage.completion_tokens += count;
         let mut counts = self.meter.lock();
         match self.last.replace(now) {
-            None => counts.first_token.record(now.saturating_duration_since(self.arrived)),
+            None => {
+                self.span.first_token();
+                counts.first_token.record(now.saturating_duration_since(self.arrived));
+            }
             Some(last) => counts.inter_token.record(now.saturating_duration_since(last)),
         }
     }
@@ -107,6 +117,11 @@ impl ReplyMeter {
     /// What the reply has taken so far.
     pub(crate) fn usage(&self) -> Usage {
         self.usage
+    }
+
+    /// Why the reply ended by itself.
+    pub(crate) fn because(&mut self, reason: &'static str) {
+        self.reason = Some(reason);
     }
 
     /// The reply is over.
@@ -130,8 +145,14 @@ impl Drop for ReplyMeter {
         counts.duration.record(self.arrived.elapsed());
         drop(counts);
         let Usage { prompt_tokens, reused_tokens, completion_tokens, .. } = self.usage;
-        let (persona, outcome) = (&self.persona, self.outcome);
-        tracing::info!(%persona, ?outcome, prompt_tokens, reused_tokens, completion_tokens, "reply");
+        let outcome = match self.outcome {
+            Outcome::Finished => "finished",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Failed => "failed",
+        };
+        self.span.end(Closing { outcome, reason: self.reason, usage: self.usage });
+        let persona = &self.persona;
+        tracing::info!(%persona, outcome, prompt_tokens, reused_tokens, completion_tokens, "reply");
     }
 }
 

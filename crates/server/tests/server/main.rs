@@ -13,5 +13,7 @@ mod operations;
 mod personas;
 mod refusals;
 mod streams;
+#[cfg(feature = "otel")]
+mod telemetry;
 mod tokens;
 mod tools;
