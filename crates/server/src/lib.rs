@@ -41,6 +41,7 @@
 //! - On SIGTERM nobody new is let in; replies that run have their time, and what is cut then ends with what it has.
 #![forbid(unsafe_code)]
 
+mod adapter_list;
 mod adapters;
 mod app;
 mod auth;
@@ -54,10 +55,12 @@ mod image;
 mod metrics;
 mod openai;
 mod operations;
+mod page;
 mod persona;
 mod personas;
 mod registry;
 mod reply;
+mod rooms;
 mod router;
 mod sampling;
 mod serve;
@@ -66,6 +69,7 @@ mod shutdown;
 mod socket;
 mod speak;
 mod sse;
+mod status;
 mod text;
 
 pub use adapters::AdapterLibrary;
