@@ -1,4 +1,4 @@
-//! HTTP over any [`ModelBackend`](consort_core::ModelBackend): OpenAI's API, personas as models, operations.
+//! HTTP over any [`ModelBackend`](consort_core::ModelBackend): OpenAI's API, personas as models, rooms, a page, operations.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -29,6 +29,9 @@
 //! understood, named as harmless, or refused** (`fields`) → `registry` (which persona) → `adapters` (there before they are
 //! needed) → `speak` (one [`GenerateRequest`](consort_core::GenerateRequest) for each reply) → `reply` (events taken apart
 //! and counted) → a protocol's writer, at once or as server-sent events (`sse`).
+//!
+//! `rooms` keeps conversations of several personas and lets them answer by the same way, from `registry` on; `page` is what
+//! shows them, three files that are part of the program, and `status` tells it about the engine.
 //!
 //! Protocols are thin: all of OpenAI's stands in `openai`, and another one would use what is beside it. When a client goes
 //! away, its stream is dropped, and with it the request: the engine's slot is free within one step.
