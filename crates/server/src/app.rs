@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use consort_core::{Error, ErrorKind, ModelBackend, Residency, Result};
 use tokio::sync::Semaphore;
@@ -17,8 +17,10 @@ use crate::identity::now;
 use crate::metrics::{Snapshot, Traffic};
 use crate::persona::Persona;
 use crate::registry::{Member, Placed, Registry};
+use crate::rooms::Rooms;
 use crate::shutdown::Shutdown;
 use crate::telemetry::Traces;
+use crate::status::Pulse;
 use crate::text::{Text, TextFloor};
 
 /// What a server is made of.
@@ -58,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) keys: Keys,
     pub(crate) adapters: Adapters,
     pub(crate) registry: Registry,
+    pub(crate) rooms: Rooms,
+    pub(crate) pulse: Pulse,
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) traces: Traces,
     pub(crate) shutdown: Shutdown,
@@ -97,6 +101,8 @@ impl App {
             text: Text::new(Arc::clone(&backend), text),
             adapters: Adapters::new(Arc::clone(&backend), adapters),
             registry: Registry::new(&name, sequences, config.limits.personas.get()),
+            rooms: Rooms::new(&config.limits),
+            pulse: Pulse::default(),
             traffic: Arc::default(),
             traces: Traces::open(&config.telemetry)?,
             shutdown: Shutdown::default(),
@@ -193,6 +199,11 @@ impl Shared {
         Ok(())
     }
 
+    /// How long the server has been there.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// All numbers.
     pub(crate) async fn snapshot(&self) -> Snapshot {
         let adapters = self.adapters.loaded().into_iter();
@@ -201,7 +212,7 @@ impl Shared {
             model: self.registry.model().persona.name.clone(),
             backend: self.backend.name(),
             device: self.backend.evidence().device.to_string(),
-            uptime: self.began.elapsed(),
+            uptime: self.uptime(),
             personas: self.registry.counts(),
             answers: self.traffic.answers(),
             requests: self.traffic.requests.load(Ordering::Relaxed),

@@ -1,4 +1,4 @@
-//! HTTP over any [`ModelBackend`](consort_core::ModelBackend): OpenAI's API, personas as models, operations.
+//! HTTP over any [`ModelBackend`](consort_core::ModelBackend): OpenAI's API, personas as models, rooms, a page, operations.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -30,6 +30,9 @@
 //! needed) → `speak` (one [`GenerateRequest`](consort_core::GenerateRequest) for each reply) → `reply` (events taken apart
 //! and counted) → a protocol's writer, at once or as server-sent events (`sse`).
 //!
+//! `rooms` keeps conversations of several personas and lets them answer by the same way, from `registry` on; `page` is what
+//! shows them, three files that are part of the program, and `status` tells it about the engine.
+//!
 //! Protocols are thin: all of OpenAI's stands in `openai`, and another one would use what is beside it. When a client goes
 //! away, its stream is dropped, and with it the request: the engine's slot is free within one step.
 //!
@@ -41,6 +44,7 @@
 //! - On SIGTERM nobody new is let in; replies that run have their time, and what is cut then ends with what it has.
 #![forbid(unsafe_code)]
 
+mod adapter_list;
 mod adapters;
 mod app;
 mod auth;
@@ -54,10 +58,12 @@ mod image;
 mod metrics;
 mod openai;
 mod operations;
+mod page;
 mod persona;
 mod personas;
 mod registry;
 mod reply;
+mod rooms;
 mod router;
 mod sampling;
 mod serve;
@@ -67,6 +73,7 @@ mod socket;
 mod speak;
 mod sse;
 mod telemetry;
+mod status;
 mod text;
 
 pub use adapters::AdapterLibrary;

@@ -54,6 +54,9 @@ pub struct Persona {
     /// How tokens are chosen, where the request does not say it.
     #[serde(default)]
     pub sampling: SamplingSettings,
+    /// Its colour on the page, as `#rrggbb`. `None`: one that goes with its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub color: Option<String>,
 }
 
 /// An adapter of a persona.
@@ -84,6 +87,7 @@ impl Persona {
             thinking: None,
             max_tokens: None,
             sampling: SamplingSettings::default(),
+            color: None,
         }
     }
 
@@ -106,6 +110,12 @@ impl Persona {
     pub(crate) fn check(&self) -> Result<(), (String, String)> {
         let wrong = |field: &str, message: &str| Err((field.to_owned(), message.to_owned()));
         check_name(&self.name).map_err(|message| ("name".to_owned(), message))?;
+        if self.name.eq_ignore_ascii_case("user") {
+            return wrong("name", "a persona cannot have the user's name");
+        }
+        if self.color.as_ref().is_some_and(|color| !is_color(color)) {
+            return wrong("color", "a colour is `#` and six digits of base 16, such as #3d7dd8");
+        }
         if self.system.as_ref().is_some_and(|system| system.len() > MAX_SYSTEM) {
             return wrong("system", &format!("may have {MAX_SYSTEM} bytes"));
         }
@@ -126,6 +136,10 @@ impl Persona {
         }
         self.sampling.check().map_err(|(field, message)| (format!("sampling.{field}"), message))
     }
+}
+
+fn is_color(text: &str) -> bool {
+    text.strip_prefix('#').is_some_and(|digits| digits.len() == 6 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// Whether something can be a model's or an adapter's name: it stands in addresses, logs and file names.
@@ -167,6 +181,12 @@ mod tests {
         assert_eq!(wrong(|p| p.name.clear()), "name");
         assert_eq!(wrong(|p| p.memory_share = Some(1.1)), "memory_share");
         assert_eq!(wrong(|p| p.sampling.top_p = Some(0.0)), "sampling.top_p");
+        assert_eq!(wrong(|p| p.name = "User".into()), "name");
+        for color in ["", "red", "#12345", "#1234567", "#12345g", "#é1234"] {
+            let persona = Persona { color: Some(color.into()), ..Persona::new("ada") };
+            assert_eq!(persona.check().unwrap_err().0, "color", "{color}");
+        }
+        Persona { color: Some("#3D7dd8".into()), ..Persona::new("ada") }.check().unwrap();
         let mut persona = Persona::new("ada");
         persona.adapters = vec![adapter("a", 1.0), adapter("a", 0.5)];
         assert_eq!(persona.check().unwrap_err().0, "adapters[1].name");

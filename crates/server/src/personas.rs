@@ -1,5 +1,6 @@
 //! `/v1/personas`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
@@ -26,7 +27,8 @@ pub(crate) fn name_of(path: Name) -> Result<String, Failure> {
 
 /// All personas.
 pub(crate) async fn list(State(app): State<Arc<Shared>>) -> Response {
-    let data: Vec<Value> = app.registry.personas().iter().map(|member| shown(member)).collect();
+    let resident = resident(&app);
+    let data: Vec<Value> = app.registry.personas().iter().map(|member| shown(member, &resident)).collect();
     json_response(&json!({ "object": "list", "data": data }))
 }
 
@@ -34,7 +36,7 @@ pub(crate) async fn list(State(app): State<Arc<Shared>>) -> Response {
 pub(crate) async fn one(State(app): State<Arc<Shared>>, path: Name) -> Result<Response, Failure> {
     let name = name_of(path)?;
     let member = app.registry.persona(&name).ok_or_else(unknown)?;
-    Ok(json_response(&shown(&member)))
+    Ok(json_response(&shown(&member, &resident(&app))))
 }
 
 /// Adds a persona, or puts it in another's place: whoever asks from now on asks the new one.
@@ -44,7 +46,7 @@ pub(crate) async fn put(State(app): State<Arc<Shared>>, path: Name, request: Req
     let name = persona.name.clone();
     let placed = app.put_persona(persona).await?;
     let member = app.registry.persona(&name).ok_or_else(unknown)?;
-    let mut response = json_response(&shown(&member));
+    let mut response = json_response(&shown(&member, &resident(&app)));
     if matches!(placed, Placed::New) {
         *response.status_mut() = StatusCode::CREATED;
     }
@@ -64,9 +66,22 @@ fn unknown() -> Failure {
     Failure::not_found("not_found", "there is no persona of this name").with_param("name")
 }
 
-fn shown(member: &Member) -> Value {
-    let mut value = serde_json::to_value(&member.persona).unwrap_or_default();
+/// The adapters that the engine holds now.
+fn resident(app: &Shared) -> BTreeSet<String> {
+    let loaded = app.adapters.loaded().into_iter().filter(|status| status.resident);
+    loaded.map(|status| status.info.key.id.to_string()).collect()
+}
+
+fn shown(member: &Member, resident: &BTreeSet<String>) -> Value {
+    let persona = &member.persona;
+    let mut value = serde_json::to_value(persona).unwrap_or_default();
     if let Some(fields) = value.as_object_mut() {
+        // What clients look for is there, even if there is nothing in it.
+        fields.insert("system".into(), persona.system.clone().unwrap_or_default().into());
+        fields.insert("adapters".into(), json!(persona.adapters));
+        fields.insert("thinking".into(), persona.thinking.into());
+        let ready = persona.adapters.iter().all(|adapter| resident.contains(&adapter.name));
+        fields.insert("resident".into(), ready.into());
         fields.insert("object".into(), "persona".into());
         fields.insert("created".into(), member.created.into());
     }
@@ -78,7 +93,7 @@ fn read(mut fields: Fields, name: String) -> Result<Persona, Failure> {
         return Err(Failure::value("name", "the persona and its address have different names"));
     }
     // What a `GET` shows can be put back.
-    fields.harmless(&["object", "created"]);
+    fields.harmless(&["object", "created", "resident"]);
     let mut adapters = Vec::new();
     for (param, value) in fields.list("adapters", 64)?.unwrap_or_default() {
         let mut adapter = Fields::of(value, param)?;
@@ -95,7 +110,7 @@ fn read(mut fields: Fields, name: String) -> Result<Persona, Failure> {
     };
     let persona = Persona {
         name,
-        system: fields.get("system")?,
+        system: fields.get::<String>("system")?.filter(|system| !system.is_empty()),
         adapters,
         priority: fields.get("priority")?.unwrap_or_default(),
         memory_share: fields.get("memory_share")?,
@@ -103,6 +118,7 @@ fn read(mut fields: Fields, name: String) -> Result<Persona, Failure> {
         thinking: fields.get("thinking")?,
         max_tokens: fields.get("max_tokens")?,
         sampling,
+        color: fields.get("color")?,
     };
     fields.finish()?;
     Ok(persona)

@@ -17,8 +17,9 @@ use hyper::body::{Frame, SizeHint};
 use crate::app::{App, Shared};
 use crate::error::Failure;
 use crate::metrics::Counted;
+use crate::rooms::http as rooms;
 use crate::telemetry::{Asked, RequestSpan};
-use crate::{guard, identity, openai, operations, personas};
+use crate::{adapter_list, guard, identity, openai, operations, page, personas, status};
 
 /// How requests come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,14 @@ impl App {
             .route("/detokenize", post(openai::tokens::detokenize))
             .route("/v1/personas", get(personas::list))
             .route("/v1/personas/{name}", get(personas::one).put(personas::put).delete(personas::delete))
+            .route("/v1/adapters", get(adapter_list::list))
+            .route("/v1/status", get(status::status))
+            .route("/v1/rooms", get(rooms::list).post(rooms::make))
+            .route("/v1/rooms/{room}", get(rooms::one).patch(rooms::change).delete(rooms::delete))
+            .route("/v1/rooms/{room}/messages", post(rooms::say))
+            .route("/v1/rooms/{room}/stop", post(rooms::stop))
+            .route("/v1/rooms/{room}/images/{image}", get(rooms::image))
+            .merge(page::PATHS.iter().fold(Router::new(), |router, path| router.route(path, get(page::file))))
             .fallback(unknown)
             .method_not_allowed_fallback(wrong_method)
             .layer(from_fn_with_state(gate, pass))
@@ -78,8 +87,8 @@ async fn pass(State(Gate { app, transport }): State<Gate>, request: Request, nex
         return failure.into_response();
     }
     let path = request.uri().path();
-    // Whoever watches over the process needs no key to see whether it lives.
-    if matches!(path, "/health" | "/ready") {
+    // Whoever watches over the process needs no key to see whether it lives; and the page asks for one.
+    if matches!(path, "/health" | "/ready") || page::PATHS.contains(&path) {
         return next.run(request).await;
     }
     if let Err(failure) = app.keys.check(request.headers()) {

@@ -140,7 +140,7 @@ test("a persona is edited, made and deleted", async (t) => {
     for (let step = 0; step < 4; step++) await page.keyboard.press("ArrowRight");
     await dialog.getByRole("checkbox", { name: /cartographer/ }).check();
     await dialog.getByLabel("Priority").selectOption("background");
-    await dialog.getByRole("switch", { name: "Reasons before it answers" }).check();
+    await dialog.getByLabel("Thinking").selectOption("on");
     await dialog.getByRole("radio", { name: "rose" }).check();
     await dialog.getByRole("button", { name: "Save" }).click();
     await dialog.waitFor({ state: "detached" });
@@ -148,8 +148,8 @@ test("a persona is edited, made and deleted", async (t) => {
         name: "Clara",
         system: "You are Clara, and you rhyme.",
         adapters: [
-            { id: "butler", scale: 1 },
-            { id: "cartographer", scale: 1 },
+            { name: "butler", scale: 1 },
+            { name: "cartographer", scale: 1 },
         ],
         thinking: true,
         priority: "background",
@@ -157,9 +157,14 @@ test("a persona is edited, made and deleted", async (t) => {
     });
     await page.getByRole("button", { name: "New persona" }).first().click();
     const fresh = page.getByRole("dialog", { name: "New persona" });
-    await fresh.getByLabel("Name").fill("two words");
+    for (const name of ["a/b", ".hidden", " ", 'a "b"', "ö".repeat(65)]) {
+        await fresh.getByLabel("Name").fill(name);
+        await fresh.getByRole("button", { name: "Save" }).click();
+        await fresh.getByText("A name has 1 to 128 bytes").waitFor();
+    }
+    await fresh.getByLabel("Name").fill("User");
     await fresh.getByRole("button", { name: "Save" }).click();
-    await fresh.getByText("A name is 1 to 64 letters").waitFor();
+    await fresh.getByText("This is the user’s own name.").waitFor();
     await fresh.getByLabel("Name").fill("Dora");
     await fresh.getByRole("button", { name: "Save" }).click();
     await fresh.waitFor({ state: "detached" });

@@ -22,14 +22,15 @@ export function launch() {
 }
 
 /**
- * Opens the page against a mock of its own. When the test ends, nothing may stand in the console, no other host may have
+ * Opens the page against a mock of its own, or against the server at `url`. When the test ends, nothing may stand in the console, no other host may have
  * been asked, and no promise of the content security policy may have been broken. `expected` are patterns of what the
  * browser itself writes about failures that the test makes.
  */
-export async function scene(t, browser, { mock: wishes = {}, context: more = {}, expected = [], before } = {}) {
-    const mock = new Mock({ pace: 0.15, ...wishes });
+export async function scene(t, browser, wanted = {}) {
+    const { mock: wishes = {}, context: more = {}, expected = [], before } = wanted;
+    const mock = wanted.url === undefined ? new Mock({ pace: 0.15, ...wishes }) : undefined;
     before?.(mock);
-    const url = await mock.listen(0);
+    const url = wanted.url ?? (await mock.listen(0));
     const context = await browser.newContext({ viewport: DESK, ...more });
     context.setDefaultTimeout(8000);
     const page = await context.newPage();
@@ -52,7 +53,7 @@ export async function scene(t, browser, { mock: wishes = {}, context: more = {},
     });
     t.after(async () => {
         await context.close();
-        await mock.down().catch(() => {});
+        await mock?.down().catch(() => {});
         const unexpected = noise.filter((line) => !expected.some((pattern) => pattern.test(line)));
         assert.deepEqual(unexpected, [], "the console is clean");
         assert.deepEqual(foreign, [], "no other host is asked");
@@ -144,6 +145,34 @@ export async function shapes(page, width = 480, height = 320, type = "image/png"
         },
         [width, height, type],
     );
+    return Buffer.from(address.slice(address.indexOf(",") + 1), "base64");
+}
+
+/** A picture of the kind that the bundled model was taught: a yellow star, a red circle and a blue square on a light ground. */
+export async function taught(page, side = 96) {
+    const address = await page.evaluate((size) => {
+        const canvas = document.createElement("canvas");
+        canvas.width = canvas.height = size;
+        const pen = canvas.getContext("2d");
+        pen.scale(size / 96, size / 96);
+        pen.fillStyle = "#ffffff";
+        pen.fillRect(0, 0, 96, 96);
+        pen.fillStyle = "#d62828";
+        pen.beginPath();
+        pen.arc(18, 48, 12, 0, 7);
+        pen.fill();
+        pen.fillStyle = "#2850d2";
+        pen.fillRect(67, 37, 22, 22);
+        pen.fillStyle = "#f0d628";
+        pen.beginPath();
+        for (let at = 0; at < 10; at++) {
+            const radius = at % 2 === 0 ? 13 : 5;
+            const angle = (at * Math.PI) / 5 - Math.PI / 2;
+            pen.lineTo(48 + radius * Math.cos(angle), 18 + radius * Math.sin(angle));
+        }
+        pen.fill();
+        return canvas.toDataURL("image/png");
+    }, side);
     return Buffer.from(address.slice(address.indexOf(",") + 1), "base64");
 }
 

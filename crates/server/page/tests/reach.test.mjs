@@ -1,7 +1,6 @@
-// Who reaches the page, and with what: keyboard, screen readers, phones, dark and light; and the screenshots of the documentation.
+// Who reaches the page, and with what: keyboard, screen readers, phones, dark and light.
 
 import assert from "node:assert/strict";
-import { mkdir } from "node:fs/promises";
 import { after, before, test } from "node:test";
 import {
     axe,
@@ -21,7 +20,6 @@ import {
     silence,
 } from "./harness.mjs";
 import { pieces, reply } from "./mock/script.mjs";
-import { takeScreenshots } from "./screenshots.mjs";
 
 let browser;
 before(async () => {
@@ -292,14 +290,4 @@ test("the pace of the mock is believable, and long replies stay quick to draw", 
     const longest = await page.evaluate(() => window.longest);
     t.diagnostic(`longest frame while three replies of ${words} pieces stream: ${Math.round(longest)} ms`);
     assert.ok(longest < 1000, `a frame took ${longest} ms`);
-});
-
-test("the screenshots of the documentation", async (t) => {
-    const folder = new URL("../../../../docs/screenshots/", import.meta.url).pathname;
-    await mkdir(folder, { recursive: true });
-    const sizes = await takeScreenshots(browser, folder);
-    for (const [name, size] of Object.entries(sizes)) {
-        t.diagnostic(`${name}: ${size} bytes`);
-        assert.ok(size < 500_000, `${name} is ${size} bytes`);
-    }
 });

@@ -1,12 +1,12 @@
-// The screenshots of the documentation: `npm run screenshots` takes them from the mock, and
-// `npm run screenshots -- http://127.0.0.1:8080/` from a server that runs a model.
+// The screenshots of the documentation, of a server that runs a model: `npm run screenshots` starts one (CONSORT names the command),
+// `npm run screenshots -- http://127.0.0.1:8080/` asks one that has the personas of tests/real/consort.toml.
 
-import { stat, writeFile } from "node:fs/promises";
+import { mkdir, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { argv } from "node:process";
-import { pathToFileURL } from "node:url";
-import { composer, give, launch, PHONE, shapes } from "./harness.mjs";
-import { Mock } from "./mock/server.mjs";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import { composer, give, launch, PHONE, ready, silence, taught } from "./harness.mjs";
+import { Consort } from "./real/server.mjs";
 
 const SHOTS = [
     { name: "page-dark.png", colorScheme: "dark", viewport: { width: 1440, height: 940 }, scale: 1.5 },
@@ -14,11 +14,11 @@ const SHOTS = [
     { name: "page-phone.png", colorScheme: "dark", viewport: PHONE, scale: 2, phone: true },
 ];
 
+/** Takes them into a folder. What they are called, and their sizes in bytes. */
 export async function takeScreenshots(browser, folder, url) {
     const sizes = {};
+    await mkdir(folder, { recursive: true });
     for (const shot of SHOTS) {
-        const mock = url === undefined ? new Mock({ pace: 0.7 }) : undefined;
-        const address = url ?? (await mock.listen(0));
         const context = await browser.newContext({
             viewport: shot.viewport,
             colorScheme: shot.colorScheme,
@@ -26,43 +26,39 @@ export async function takeScreenshots(browser, folder, url) {
             ...(shot.phone ? { isMobile: true, hasTouch: true } : {}),
         });
         const page = await context.newPage();
-        await page.goto(address);
-        await page.locator(".cast").waitFor();
-        // The charts have something to show.
-        await say(page, "Good evening, all of you.");
-        // Slow enough to be caught while they speak.
-        if (mock !== undefined) mock.pace = 2;
+        await page.goto(url);
+        await ready(page);
         if (shot.inTurn) await page.getByRole("button", { name: "In turn" }).click();
-        await give(page, "drop", [{ name: "evening.png", type: "image/png", bytes: await shapes(page, 720, 400) }]);
-        await page.getByText("evening.png").waitFor();
-        await composer(page).fill("What do you see?");
-        await composer(page).press("Enter");
-        await page.waitForFunction(
-            () => document.querySelectorAll('.is-newest article[aria-busy="true"] .prose').length > 0,
-        );
-        await page.waitForTimeout(shot.inTurn ? 6500 : 2600);
+        const picture = { name: "shapes.png", type: "image/png", bytes: await taught(page, 240) };
+        await give(page, "drop", [picture]);
+        await page.getByText(picture.name).waitFor();
+        // What is asked after the picture comes at once, and shows what the personas share.
+        await ask(page, "What do you see?");
+        if (!shot.phone) await ask(page, "Where is the star?");
+        // The status is asked every second or two; the charts have then seen what was said.
+        await page.waitForTimeout(4500);
+        if (!shot.phone) await ask(page, "What colour is the circle?");
+        if (!shot.phone) await page.locator(".scroller").evaluate((box) => box.scrollTo(0, 0));
+        await page.waitForTimeout(2500);
         const path = join(folder, shot.name);
         await writeFile(path, await page.screenshot());
         sizes[shot.name] = (await stat(path)).size;
         await context.close();
-        await mock?.down();
     }
     return sizes;
 }
 
-async function say(page, words) {
+async function ask(page, words) {
     await composer(page).fill(words);
-    await composer(page).press("Enter");
-    await page.locator(".is-newest article").first().waitFor();
-    await page.waitForFunction(() => document.querySelectorAll('article[aria-busy="true"]').length === 0, null, {
-        timeout: 60_000,
-    });
-    await page.waitForTimeout(2500);
+    await page.getByRole("button", { name: "Send", exact: true }).click();
+    await silence(page, 60_000);
 }
 
 if (import.meta.url === pathToFileURL(argv[1]).href) {
     const browser = await launch();
-    const folder = new URL("../../../../docs/screenshots/", import.meta.url).pathname;
-    console.log(await takeScreenshots(browser, folder, argv[2]));
+    const consort = argv[2] === undefined ? new Consort() : undefined;
+    const folder = fileURLToPath(new URL("../../../../docs/screenshots/", import.meta.url));
+    console.log(await takeScreenshots(browser, folder, argv[2] ?? (await consort.listen())));
     await browser.close();
+    await consort?.down();
 }

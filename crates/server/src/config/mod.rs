@@ -114,6 +114,16 @@ pub struct Limits {
     pub connections: NonZeroUsize,
     /// Personas, those of the file included.
     pub personas: NonZeroUsize,
+    /// Rooms at once.
+    pub rooms: NonZeroUsize,
+    /// Messages in one room, replies included.
+    pub room_messages: NonZeroUsize,
+    /// The longest text of a message to a room, and of a room's scene, in bytes.
+    pub room_text_bytes: NonZeroUsize,
+    /// What one room holds, pictures included, in bytes.
+    pub room_bytes: NonZeroUsize,
+    /// What all rooms hold together, in bytes.
+    pub rooms_bytes: NonZeroUsize,
     /// How long a request's head may take to arrive, in seconds. An idle connection is closed after this time, too.
     pub head_seconds: NonZeroU64,
     /// How long its body may take, in seconds.
@@ -141,6 +151,11 @@ impl Default for Limits {
             requests: some(256),
             connections: some(1024),
             personas: some(1024),
+            rooms: some(256),
+            room_messages: some(2000),
+            room_text_bytes: some(64 << 10),
+            room_bytes: some(64 << 20),
+            rooms_bytes: some(512 << 20),
             head_seconds: seconds(30),
             body_seconds: seconds(60),
             first_token_seconds: None,

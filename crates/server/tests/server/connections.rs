@@ -140,6 +140,33 @@ async fn what_is_cut_ends_with_what_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_is_cut_ends_with_what_it_has() {
+    let persona =
+        |name: &str| format!("[[persona]]\nname = \"{name}\"\nthinking = false\nsampling = {{ temperature = 50 }}\n");
+    let server = running(&format!("[server]\ndrain_seconds = 0\n{}{}", persona("ada"), persona("ben"))).await;
+    let room = json!({ "participants": ["ada", "ben"], "mode": "in_turn" });
+    let room = server.client.post("/v1/rooms", room).await.json()["id"].as_str().unwrap().to_owned();
+    let say = head("POST", &format!("/v1/rooms/{room}/messages"), "{\"content\":\"Tell me a story.\"}");
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(say.as_bytes()).await.unwrap();
+    let mut answer = read_until(&mut stream, "event: delta").await;
+    server.stop.send(()).unwrap();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let ended: Vec<Value> = answer
+        .split("event: finished\ndata: ")
+        .skip(1)
+        .map(|rest| serde_json::from_str(rest.split('\n').next().unwrap()).unwrap())
+        .collect();
+    let of = |ended: &Value| (ended["persona"].clone(), ended["reason"].clone());
+    assert_eq!(of(&ended[0]), (json!("ada"), json!("cancelled")));
+    assert_eq!((of(&ended[1]), &ended[1]["message_id"]), ((json!("ben"), json!("cancelled")), &json!("")));
+    assert!(answer.contains("event: done\ndata: {}\n\n"), "{answer}");
+    server.done.await.unwrap();
+    let kept = server.client.get(&format!("/v1/rooms/{room}")).await.good();
+    assert_eq!((&kept["messages"][1]["stopped"], kept["messages"].as_array().unwrap().len()), (&json!(true), 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_breaks_frees_its_sequence_whether_it_streams_or_waits() {
     let server = running("").await;
     for streamed in [true, false] {
@@ -206,6 +233,8 @@ async fn the_same_is_answered_over_a_socket() {
     let answer = exchange(UnixStream::connect(&path).await.unwrap(), &story(&json!({ "stream": true }))).await;
     let whole = client.chat("Tell me a story about a fox.", json!({})).await.good();
     assert_eq!(said(&answer).0, whole["choices"][0]["message"]["content"].as_str().unwrap());
+    let page = exchange(UnixStream::connect(&path).await.unwrap(), &head("GET", "/", "")).await;
+    assert!(page.starts_with("HTTP/1.1 200 ") && page.contains("<title>Consort</title>"), "{page}");
     stop.send(()).unwrap();
     done.await.unwrap();
     assert!(!path.exists());

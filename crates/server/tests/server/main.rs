@@ -10,8 +10,10 @@ mod embeddings;
 mod guards;
 mod malformed;
 mod operations;
+mod page;
 mod personas;
 mod refusals;
+mod rooms;
 mod streams;
 #[cfg(feature = "otel")]
 mod telemetry;

@@ -5,7 +5,7 @@ export type Mode = "together" | "in_turn";
 export type Reason = "stop" | "length" | "cancelled" | "error";
 
 export interface AdapterUse {
-    id: string;
+    name: string;
     scale: number;
 }
 
@@ -13,19 +13,21 @@ export interface Persona {
     name: string;
     system: string;
     adapters: AdapterUse[];
-    thinking: boolean;
+    /** `null`: as the model's template has it. */
+    thinking: boolean | null;
     priority: Priority;
     resident?: boolean;
     color?: string;
 }
 
 export interface Adapter {
-    id: string;
+    name: string;
     resident: boolean;
     pinned: boolean;
-    bytes: number;
-    rank: number;
-    activated: boolean;
+    /** The rest is known once it was loaded. */
+    bytes?: number;
+    rank?: number;
+    activated?: boolean;
 }
 
 export interface ErrorBody {
@@ -152,10 +154,11 @@ export interface Status {
     metrics: {
         running: number;
         queued: number;
-        tokens_per_second: number;
-        reused_share: number;
+        /** `null`, here and below: not measured yet, or not told by the backend. */
+        tokens_per_second: number | null;
+        reused_share: number | null;
         cached_pasts: number;
-        memory: Record<MemoryKind, number>;
+        memory: Record<MemoryKind, number> | null;
     };
     limits?: Partial<Limits>;
     uptime_seconds: number;

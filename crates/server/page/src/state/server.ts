@@ -113,16 +113,16 @@ function taken(now: Status): void {
     }
     const { metrics } = now;
     const at = performance.now();
-    const memory = Object.fromEntries(MEMORY_KINDS.map((kind) => [kind, Number(metrics.memory[kind]) || 0]));
+    const memory = Object.fromEntries(MEMORY_KINDS.map((kind) => [kind, Number(metrics.memory?.[kind]) || 0]));
     history.value = [
         // One sample from before the window stays, so that the line begins at the edge.
         ...history.peek().filter((_, index, all) => (all[index + 1]?.at ?? at) > at - WINDOW),
         {
             at,
-            tokensPerSecond: metrics.tokens_per_second,
+            tokensPerSecond: metrics.tokens_per_second ?? 0,
             running: metrics.running,
             queued: metrics.queued,
-            reusedShare: metrics.reused_share,
+            reusedShare: metrics.reused_share ?? 0,
             memory: memory as Record<MemoryKind, number>,
         },
     ];

@@ -207,7 +207,7 @@ function Welcome({ room }: { room: OpenRoom }) {
                                 <span class="name">{persona.name}</span>
                                 <span class="adapters">
                                     {persona.adapters
-                                        .map(({ id, scale: by }) => (by === 1 ? id : `${id} ${scale(by)}`))
+                                        .map(({ name, scale: by }) => (by === 1 ? name : `${name} ${scale(by)}`))
                                         .join(" + ")}
                                 </span>
                             </span>

@@ -131,9 +131,17 @@ function Charts({ now }: { now: Status }) {
                 series={REUSE}
                 format={percent}
                 top={1}
-                now={`${percent(metrics.reused_share)} from ${pasts === 1 ? "one past" : `${pasts} pasts`}`}
+                now={
+                    metrics.reused_share === null
+                        ? "nothing read yet"
+                        : `${percent(metrics.reused_share)} from ${pasts === 1 ? "one past" : `${pasts} pasts`}`
+                }
             />
-            <Chart title="Memory" samples={samples} series={MEMORY} format={bytes} legend binary />
+            {metrics.memory === null ? (
+                <p class="quiet">The engine does not tell its memory.</p>
+            ) : (
+                <Chart title="Memory" samples={samples} series={MEMORY} format={bytes} legend binary />
+            )}
         </section>
     );
 }

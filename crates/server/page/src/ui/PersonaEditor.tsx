@@ -24,7 +24,18 @@ const PRIORITIES: readonly { value: Priority; name: string; what: string }[] = [
     { value: "batch", name: "Batch", what: "whenever there is room" },
 ];
 
-const NAME = /^[A-Za-z0-9_.-]{1,64}$/;
+/** The server's rule: a name stands in addresses, logs and file names. */
+function isName(name: string): boolean {
+    const bytes = new TextEncoder().encode(name).length;
+    return bytes >= 1 && bytes <= 128 && name.trim() === name && !name.startsWith(".") && !/[\p{Cc}/\\"]/u.test(name);
+}
+
+const THINKING = [
+    { value: "", name: "As the model has it" },
+    { value: "on", name: "Reasons before it answers" },
+    { value: "off", name: "Answers at once" },
+] as const;
+
 const HIGHEST_SCALE = 2;
 
 export function PersonaEditor({ name }: { name: string | undefined }) {
@@ -33,7 +44,7 @@ export function PersonaEditor({ name }: { name: string | undefined }) {
         name: name ?? "",
         system: "",
         adapters: [],
-        thinking: false,
+        thinking: null,
         priority: "interactive",
     };
     const draft = useSignal<Persona>(start);
@@ -54,11 +65,16 @@ export function PersonaEditor({ name }: { name: string | undefined }) {
     };
     const save = async () => {
         const wanted = draft.peek();
-        if (!NAME.test(wanted.name) || wanted.name === "user") {
+        if (!isName(wanted.name)) {
             problem.value = {
                 param: "name",
-                message: "A name is 1 to 64 letters, digits, dots, dashes or underscores, and not “user”.",
+                message:
+                    "A name has 1 to 128 bytes, no slash, quotation mark or control character, no blank at its ends, and no dot before it.",
             };
+            return;
+        }
+        if (wanted.name.toLowerCase() === "user") {
+            problem.value = { param: "name", message: "This is the user’s own name." };
             return;
         }
         if (known === undefined && personas.peek().some((persona) => persona.name === wanted.name)) {
@@ -139,7 +155,7 @@ export function PersonaEditor({ name }: { name: string | undefined }) {
                                 value={now.name}
                                 autocomplete="off"
                                 spellcheck={false}
-                                maxLength={64}
+                                maxLength={128}
                                 aria-invalid={problem.value?.param === "name"}
                                 aria-describedby={described("name")}
                                 onInput={(event) => set({ name: event.currentTarget.value })}
@@ -190,20 +206,26 @@ export function PersonaEditor({ name }: { name: string | undefined }) {
                         <span class="quiet">{PRIORITIES.find(({ value }) => value === now.priority)?.what}</span>
                         {wrong("priority")}
                     </Field>
-                    <div class="part">
-                        <span class="label">Thinking</span>
-                        <label class="switch">
-                            <input
-                                type="checkbox"
-                                role="switch"
-                                checked={now.thinking}
-                                aria-checked={now.thinking}
-                                onChange={(event) => set({ thinking: event.currentTarget.checked })}
-                            />
-                            <span>Reasons before it answers</span>
-                        </label>
+                    <Field
+                        label="Thinking"
+                        control={(id) => (
+                            <select
+                                id={id}
+                                value={now.thinking === null ? "" : now.thinking ? "on" : "off"}
+                                onChange={({ currentTarget: { value } }) =>
+                                    set({ thinking: value === "" ? null : value === "on" })
+                                }
+                            >
+                                {THINKING.map(({ value, name: words }) => (
+                                    <option key={value} value={value}>
+                                        {words}
+                                    </option>
+                                ))}
+                            </select>
+                        )}
+                    >
                         {wrong("thinking")}
-                    </div>
+                    </Field>
                 </div>
                 <fieldset class="part">
                     <legend>Colour</legend>
@@ -256,31 +278,33 @@ export function PersonaEditor({ name }: { name: string | undefined }) {
 
 function AdapterList({ used, onChange }: { used: AdapterUse[]; onChange: (used: AdapterUse[]) => void }) {
     const known = adapters.value;
-    const missing = used.filter(({ id }) => !known.some((adapter) => adapter.id === id));
+    const missing = used.filter(({ name }) => !known.some((adapter) => adapter.name === name));
     if (known.length === 0 && missing.length === 0) return <p class="quiet">The server has no adapters.</p>;
-    const toggle = (id: string) => {
-        onChange(used.some((use) => use.id === id) ? used.filter((use) => use.id !== id) : [...used, { id, scale: 1 }]);
+    const toggle = (name: string) => {
+        const others = used.filter((use) => use.name !== name);
+        onChange(others.length < used.length ? others : [...used, { name, scale: 1 }]);
     };
-    const move = (id: string, by: number) => onChange(used.map((use) => (use.id === id ? { id, scale: by } : use)));
-    const ordinary = used.some(({ id }) => known.some((adapter) => adapter.id === id && !adapter.activated));
+    const move = (name: string, by: number) =>
+        onChange(used.map((use) => (use.name === name ? { name, scale: by } : use)));
+    const ordinary = used.some(({ name }) => known.some((adapter) => adapter.name === name && !adapter.activated));
     return (
         <>
             <ul class="adapter-list">
                 {known.map((adapter) => (
                     <AdapterRow
-                        key={adapter.id}
+                        key={adapter.name}
                         adapter={adapter}
-                        use={used.find(({ id }) => id === adapter.id)}
-                        onToggle={() => toggle(adapter.id)}
-                        onScale={(by) => move(adapter.id, by)}
+                        use={used.find(({ name }) => name === adapter.name)}
+                        onToggle={() => toggle(adapter.name)}
+                        onScale={(by) => move(adapter.name, by)}
                     />
                 ))}
-                {missing.map(({ id }) => (
-                    <li key={id} class="adapter">
+                {missing.map(({ name }) => (
+                    <li key={name} class="adapter">
                         <label class="pick">
-                            <input type="checkbox" checked onChange={() => toggle(id)} />
+                            <input type="checkbox" checked onChange={() => toggle(name)} />
                             <span class="pick-words">
-                                <span class="name">{id}</span>
+                                <span class="name">{name}</span>
                                 <span class="quiet">the server has no such adapter</span>
                             </span>
                         </label>
@@ -305,7 +329,9 @@ interface RowProps {
 
 function AdapterRow({ adapter, use, onToggle, onScale }: RowProps) {
     const id = useId();
-    const facts = [`rank ${adapter.rank}`, bytes(adapter.bytes)];
+    const facts: string[] = [];
+    if (adapter.rank !== undefined) facts.push(`rank ${adapter.rank}`);
+    if (adapter.bytes !== undefined) facts.push(bytes(adapter.bytes));
     if (adapter.activated) facts.push("activated: shares what comes before it");
     facts.push(adapter.pinned ? "pinned" : adapter.resident ? "in memory" : "loaded on use");
     return (
@@ -313,14 +339,14 @@ function AdapterRow({ adapter, use, onToggle, onScale }: RowProps) {
             <label class="pick">
                 <input type="checkbox" checked={use !== undefined} onChange={onToggle} />
                 <span class="pick-words">
-                    <span class="name">{adapter.id}</span>
+                    <span class="name">{adapter.name}</span>
                     <span class="quiet">{facts.join(", ")}</span>
                 </span>
             </label>
             {use !== undefined && (
                 <div class="scale">
                     <label for={id} class="hidden">
-                        Scale of {adapter.id}
+                        Scale of {adapter.name}
                     </label>
                     <input
                         id={id}

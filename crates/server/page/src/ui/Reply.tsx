@@ -77,7 +77,7 @@ function Adapters({ reply }: { reply: Reply }) {
     // What the reply began with, if the server told; else what the persona has now.
     const used = reply.adapters.value ?? personas.value.find(({ name }) => name === reply.persona)?.adapters ?? [];
     if (used.length === 0) return null;
-    const words = used.map(({ id, scale: by }) => (by === 1 ? id : `${id} ${scale(by)}`));
+    const words = used.map(({ name, scale: by }) => (by === 1 ? name : `${name} ${scale(by)}`));
     return (
         <span class="adapters" title={`Adapters: ${words.join(", ")}`}>
             <span class="hidden">with </span>

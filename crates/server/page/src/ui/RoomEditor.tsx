@@ -45,8 +45,8 @@ export function RoomEditor() {
     const apart = personas.value.filter(
         (persona) =>
             chosen.value.includes(persona.name) &&
-            persona.adapters.some(({ id }) =>
-                adapters.value.some((adapter) => adapter.id === id && !adapter.activated),
+            persona.adapters.some(({ name }) =>
+                adapters.value.some((adapter) => adapter.name === name && !adapter.activated),
             ),
     );
     return (

@@ -61,7 +61,7 @@ export function RoomsPanel() {
                                     <span class="name">{persona.name}</span>
                                     <span class="quiet">
                                         {persona.adapters.length > 0
-                                            ? persona.adapters.map(({ id }) => id).join(" + ")
+                                            ? persona.adapters.map(({ name }) => name).join(" + ")
                                             : "no adapter"}
                                         {persona.thinking ? ", thinks" : ""}
                                     </span>

@@ -16,23 +16,23 @@ export const PERSONAS = [
     {
         name: "Ben",
         system: "You are Ben, who spent twenty years at sea and tells everything as if it had happened there.",
-        adapters: [{ id: "pirate", scale: 1 }],
+        adapters: [{ name: "pirate", scale: 1 }],
         thinking: false,
         priority: "interactive",
     },
     {
         name: "Clara",
         system: "You are Clara, a butler of the old school: courteous, brief, and a little amused.",
-        adapters: [{ id: "butler", scale: 0.8 }],
+        adapters: [{ name: "butler", scale: 0.8 }],
         thinking: false,
         priority: "realtime",
     },
 ];
 
 export const ADAPTERS = [
-    { id: "butler", resident: true, pinned: false, bytes: 1_310_720, rank: 8, activated: false },
-    { id: "cartographer", resident: false, pinned: false, bytes: 2_621_440, rank: 16, activated: true },
-    { id: "pirate", resident: true, pinned: true, bytes: 1_310_720, rank: 8, activated: false },
+    { name: "butler", resident: true, pinned: false, bytes: 1_310_720, rank: 8, activated: false },
+    { name: "cartographer", resident: false, pinned: false, bytes: 2_621_440, rank: 16, activated: true },
+    { name: "pirate", resident: true, pinned: true, bytes: 1_310_720, rank: 8, activated: false },
 ];
 
 const ABOUT_PICTURE = {

@@ -19,7 +19,7 @@ const TYPES = {
     ".css": "text/css; charset=utf-8",
 };
 const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
-const NAME = /^[A-Za-z0-9_.-]{1,64}$/;
+const NAME = /^(?![. ])[^\p{Cc}/\\"]{1,128}(?<! )$/u;
 const MOST_BODY = 64 * 1024 * 1024;
 
 class Refusal extends Error {
@@ -238,14 +238,14 @@ export class Mock {
     putPersona(name, body) {
         if (!NAME.test(name) || name === "user")
             throw new Refusal(400, "That is no name for a persona.", { param: "name" });
-        for (const { id } of body.adapters ?? []) {
-            if (!ADAPTERS.some((adapter) => adapter.id === id))
-                throw new Refusal(400, `There is no adapter ${id}.`, { param: "adapters" });
+        for (const { name: wanted } of body.adapters ?? []) {
+            if (!ADAPTERS.some((adapter) => adapter.name === wanted))
+                throw new Refusal(400, `There is no adapter ${wanted}.`, { param: "adapters" });
         }
         if ((body.system ?? "").includes("{{")) {
             throw new Refusal(400, "The system prompt may not hold template braces.", { param: "system" });
         }
-        const { system = "", adapters = [], thinking = false, priority = "interactive", color } = body;
+        const { system = "", adapters = [], thinking = null, priority = "interactive", color } = body;
         const persona = { name, system, adapters, thinking, priority, ...(color === undefined ? {} : { color }) };
         this.personas.set(name, persona);
         return { ...persona, resident: true };
