@@ -1,4 +1,4 @@
-//! HTTP over any [`ModelBackend`](consort_core::ModelBackend): OpenAI's API, personas as models, operations.
+//! HTTP over any [`ModelBackend`](consort_core::ModelBackend): OpenAI's and Anthropic's APIs, personas as models, operations.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -30,7 +30,7 @@
 //! needed) → `speak` (one [`GenerateRequest`](consort_core::GenerateRequest) for each reply) → `reply` (events taken apart
 //! and counted) → a protocol's writer, at once or as server-sent events (`sse`).
 //!
-//! Protocols are thin: all of OpenAI's stands in `openai`, and another one would use what is beside it. When a client goes
+//! Protocols are thin: all of OpenAI's stands in `openai`, all of Anthropic's in `anthropic`, over what is beside them. When a client goes
 //! away, its stream is dropped, and with it the request: the engine's slot is free within one step.
 //!
 //! # What it promises
@@ -42,10 +42,13 @@
 #![forbid(unsafe_code)]
 
 mod adapters;
+mod anthropic;
 mod app;
 mod auth;
 mod body;
 mod config;
+mod conversation;
+mod delta;
 mod error;
 mod fields;
 mod guard;
@@ -56,6 +59,7 @@ mod openai;
 mod operations;
 mod persona;
 mod personas;
+mod pictures;
 mod registry;
 mod reply;
 mod router;
