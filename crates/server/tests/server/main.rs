@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod adapters;
+mod anthropic;
 mod chat;
 mod client;
 mod completions;
@@ -12,6 +13,7 @@ mod malformed;
 mod operations;
 mod personas;
 mod refusals;
+mod responses;
 mod streams;
 mod tokens;
 mod tools;
