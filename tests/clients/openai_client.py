@@ -9,8 +9,10 @@ import json
 import os
 import pathlib
 import sys
+import typing
 
 import openai
+import pydantic
 
 BASE = sys.argv[1]
 KEY = os.environ["CONSORT_API_KEY"]
@@ -115,7 +117,7 @@ def pictures():
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
         {"type": "text", "text": "What do you see?"},
     ]
-    check("yellow star" in chat(content).choices[0].message.content)
+    check("red circle" in chat(content).choices[0].message.content)
 
 
 def structured():
@@ -143,6 +145,75 @@ def texts():
     check(len(vectors) == 2 and max(abs(a - b) for a, b in zip(vectors[0].embedding, floats)) < 1e-6)
 
 
+RESPONSE = {"model": "etude", "temperature": 0, "reasoning": {"effort": "none"}}
+FUNCTION = {"type": "function", "strict": True, **TOOLS[0]["function"]}
+
+
+def responses():
+    reply = client.responses.create(input="Hello!", **RESPONSE)
+    check(reply.output_text.startswith("Hello") and reply.status == "completed" and reply.store is False, reply)
+    check(reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens)
+    check(reply.output_text == chat("Hello!").choices[0].message.content)
+    cut = client.responses.create(input="Hello!", max_output_tokens=2, **RESPONSE)
+    check(cut.status == "incomplete" and cut.incomplete_details.reason == "max_output_tokens", cut)
+    pirate = client.responses.create(**{**RESPONSE, "model": "ben", "input": "Tell me a story about a fox."})
+    check(pirate.output_text.startswith("Arr"), pirate)
+    again = client.responses.create(input=[*user("Hello!"), *reply.output, *user("Tell me a story about a fox.")], **RESPONSE)
+    check(again.output_text and again.usage.input_tokens > reply.usage.input_tokens, again)
+
+
+def responses_streamed():
+    expected = client.responses.create(input="Tell me a story about a fox.", **RESPONSE)
+    events = list(client.responses.create(input="Tell me a story about a fox.", stream=True, **RESPONSE))
+    check([event.sequence_number for event in events] == list(range(len(events))))
+    check([event.type for event in events[:4]] == ["response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"])
+    check("".join(event.delta for event in events if event.type == "response.output_text.delta") == expected.output_text)
+    check(events[-1].type == "response.completed" and events[-1].response.output_text == expected.output_text)
+    with client.responses.stream(input="Tell me a story about a fox.", **RESPONSE) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_response()
+    check("response.output_text.delta" in kinds and final.output_text == expected.output_text, kinds)
+    thinking = client.responses.create(model="etude", input="What colour is the sky?", temperature=0, reasoning={"effort": "high"}, stream=True)
+    *events, last = thinking
+    thought = "".join(event.delta for event in events if event.type == "response.reasoning_text.delta")
+    reasoning, message = last.response.output
+    check(thought and reasoning.content[0].text == thought and message.type == "message", last)
+    check(last.response.usage.output_tokens_details.reasoning_tokens > 0)
+
+
+def responses_tools():
+    ask = {"tools": [FUNCTION], "tool_choice": "required", "parallel_tool_calls": False, **RESPONSE}
+    reply = client.responses.create(input="Move the circle.", **ask)
+    call = reply.output[-1]
+    check(call.type == "function_call" and json.loads(call.arguments)["shape"] in ("circle", "square"), reply)
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
+    answer = client.responses.create(input=[*user("Move the circle."), *reply.output, result], tools=[FUNCTION], tool_choice="none", max_output_tokens=20, **RESPONSE)
+    check(answer.output[-1].type == "message", answer)
+    events = list(client.responses.create(input="Move the circle.", stream=True, **{**ask, "tool_choice": {"type": "function", "name": "move"}}))
+    parts = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
+    done = [event for event in events if event.type == "response.function_call_arguments.done"]
+    check(done[0].arguments == parts and set(json.loads(parts)) == {"shape", "steps"}, parts)
+
+
+def responses_pictures_and_forms():
+    picture = base64.b64encode((ROOT / "models/etude/demo.png").read_bytes()).decode()
+    content = [
+        {"type": "input_image", "detail": "auto", "image_url": f"data:image/png;base64,{picture}"},
+        {"type": "input_text", "text": "What do you see?"},
+    ]
+    check("red circle" in client.responses.create(input=user(content), **RESPONSE).output_text)
+
+    class Shape(pydantic.BaseModel):
+        colour: typing.Literal["red", "green"]
+        round: bool
+
+    parsed = client.responses.parse(input="What colour is it?", text_format=Shape, **{**RESPONSE, "temperature": 1})
+    check(isinstance(parsed.output_parsed, Shape), parsed)
+    likely = client.responses.create(input="Hello!", include=["message.output_text.logprobs"], top_logprobs=2, **RESPONSE)
+    tokens = likely.output[0].content[0].logprobs
+    check("".join(token.token for token in tokens) == likely.output_text and len(tokens[0].top_logprobs) == 2, likely)
+
+
 def errors():
     def refused(kind, code, param, call):
         try:
@@ -158,6 +229,10 @@ def errors():
     refused(openai.BadRequestError, "unsupported_parameter", "store", lambda: chat("x", store=True))
     picture = [{"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}]
     refused(openai.BadRequestError, "remote_image", "messages[0].content[0].image_url.url", lambda: chat(picture))
+    refused(openai.BadRequestError, "unsupported_parameter", "previous_response_id",
+            lambda: client.responses.create(input="x", previous_response_id="resp_1", **RESPONSE))
+    refused(openai.BadRequestError, "unsupported_parameter", "store", lambda: client.responses.create(input="x", store=True, **RESPONSE))
+    refused(openai.NotFoundError, "unknown_url", None, lambda: client.responses.retrieve("resp_1"))
     stranger = client.with_options(api_key="another-key")
     refused(openai.AuthenticationError, "invalid_api_key", None, lambda: stranger.models.list())
 
@@ -174,7 +249,8 @@ async def side_by_side():
     await many.close()
 
 
-for part in (models, whole, streamed, reasoning, tools, pictures, structured, texts, errors):
+for part in (models, whole, streamed, reasoning, tools, pictures, structured, texts, responses, responses_streamed, responses_tools,
+             responses_pictures_and_forms, errors):
     part()
 asyncio.run(side_by_side())
 print(f"openai {openai.__version__}: {checks} checks passed")

@@ -19,8 +19,8 @@ use crate::persona::Persona;
 use crate::registry::{Member, Placed, Registry};
 use crate::rooms::Rooms;
 use crate::shutdown::Shutdown;
-use crate::telemetry::Traces;
 use crate::status::Pulse;
+use crate::telemetry::Traces;
 use crate::text::{Text, TextFloor};
 
 /// What a server is made of.

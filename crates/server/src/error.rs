@@ -50,10 +50,10 @@ impl FailureKind {
 }
 
 /// Why a request is not answered.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Failure(Box<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner {
     status: StatusCode,
     kind: FailureKind,
@@ -206,7 +206,10 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        self.response(&self.openai())
+        let mut response = self.response(&self.openai());
+        // Whoever knows that the client speaks another protocol says it anew.
+        response.extensions_mut().insert(self);
+        response
     }
 }
 

@@ -48,6 +48,11 @@ impl Fields {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
+    /// Whether there is such a field, not taken yet.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.values.contains_key(name)
+    }
+
     /// Takes a field as it is.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.values.swap_remove(name)

@@ -1,4 +1,5 @@
-//! HTTP over any [`ModelBackend`](consort_core::ModelBackend): OpenAI's API, personas as models, rooms, a page, operations.
+//! HTTP over any [`ModelBackend`](consort_core::ModelBackend): OpenAI's and Anthropic's APIs, personas as models, rooms, a page,
+//! operations.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -33,7 +34,7 @@
 //! `rooms` keeps conversations of several personas and lets them answer by the same way, from `registry` on; `page` is what
 //! shows them, three files that are part of the program, and `status` tells it about the engine.
 //!
-//! Protocols are thin: all of OpenAI's stands in `openai`, and another one would use what is beside it. When a client goes
+//! Protocols are thin: all of OpenAI's stands in `openai`, all of Anthropic's in `anthropic`, over what is beside them. When a client goes
 //! away, its stream is dropped, and with it the request: the engine's slot is free within one step.
 //!
 //! # What it promises
@@ -46,10 +47,13 @@
 
 mod adapter_list;
 mod adapters;
+mod anthropic;
 mod app;
 mod auth;
 mod body;
 mod config;
+mod conversation;
+mod delta;
 mod error;
 mod fields;
 mod guard;
@@ -61,6 +65,7 @@ mod operations;
 mod page;
 mod persona;
 mod personas;
+mod pictures;
 mod registry;
 mod reply;
 mod rooms;
@@ -72,8 +77,8 @@ mod shutdown;
 mod socket;
 mod speak;
 mod sse;
-mod telemetry;
 mod status;
+mod telemetry;
 mod text;
 
 pub use adapters::AdapterLibrary;

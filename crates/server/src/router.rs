@@ -19,7 +19,7 @@ use crate::error::Failure;
 use crate::metrics::Counted;
 use crate::rooms::http as rooms;
 use crate::telemetry::{Asked, RequestSpan};
-use crate::{adapter_list, guard, identity, openai, operations, page, personas, status};
+use crate::{adapter_list, anthropic, guard, identity, openai, operations, page, personas, status};
 
 /// How requests come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,9 @@ impl App {
             .route("/v1/models/{name}", get(openai::models::one))
             .route("/v1/chat/completions", post(openai::chat::handle))
             .route("/v1/completions", post(openai::completions::handle))
+            .route("/v1/responses", post(openai::responses::handle))
+            .route("/v1/messages", post(anthropic::messages))
+            .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
             .route("/v1/embeddings", post(openai::embeddings::handle))
             .route("/v1/load_lora_adapter", post(openai::adapters::load))
             .route("/v1/unload_lora_adapter", post(openai::adapters::unload))
@@ -118,7 +121,11 @@ async fn record(State(app): State<Arc<Shared>>, request: Request, next: Next) ->
         status: None,
         began: Instant::now(),
     };
+    let anthropic = anthropic::failure::is_spoken(request.uri().path(), request.headers());
     let mut response = span.clone().scope(next.run(request)).await;
+    if anthropic {
+        response = anthropic::failure::dressed(response, &record.id);
+    }
     let status = response.status();
     record.status = Some(status);
     app.traffic.answered(&record.route, status.as_u16());

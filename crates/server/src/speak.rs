@@ -84,10 +84,14 @@ impl Shared {
         Ok(streams.into_iter().zip(seats).map(begin).collect())
     }
 
+    /// How tokens are chosen: as the request says it, or the persona, or the file.
+    pub(crate) fn settings(&self, member: &Member, wish: &Wish) -> SamplingSettings {
+        wish.sampling.or(member.persona.sampling).or(self.config.sampling)
+    }
+
     fn request(&self, member: &Member, prompt: Prompt, wish: &Wish) -> Result<GenerateRequest, Failure> {
         let (persona, limits) = (&member.persona, &self.config.limits);
-        let settings = wish.sampling.or(persona.sampling).or(self.config.sampling);
-        let mut sampling = settings.sampling();
+        let mut sampling = self.settings(member, wish).sampling();
         sampling.logit_bias.clone_from(&wish.logit_bias);
         let most = limits.reply_tokens.map(std::num::NonZero::get);
         if let (Some(wanted), Some(most)) = (wish.max_tokens, most)

@@ -1,6 +1,6 @@
 //! What `/v1/chat/completions` and `/v1/completions` have in common.
 
-use consort_core::{EndTokens, PositionLogprobs, PrefixReuse, Priority, StopRules, TokenId, Usage};
+use consort_core::{EndTokens, PositionLogprobs, PrefixReuse, Priority, StopRules, Thinking, TokenId, Usage};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -46,6 +46,23 @@ pub(crate) fn wish(fields: &mut Fields) -> Result<Wish, Failure> {
         prefix_reuse: if reuse == Some(false) { PrefixReuse::Bypass } else { PrefixReuse::Shared },
         ..Wish::default()
     })
+}
+
+/// Whether the model thinks, by the effort that it is to make.
+///
+/// # Errors
+/// There is no such effort.
+pub(crate) fn thinking_of_effort(effort: &str, param: &str) -> Result<Thinking, Failure> {
+    match effort {
+        "none" => Ok(Thinking::Off),
+        "minimal" | "low" | "medium" | "high" | "xhigh" | "max" => Ok(Thinking::On),
+        _ => {
+            let message = format!(
+                "`{param}` is none, or one of minimal, low, medium, high, xhigh and max, which mean the same here"
+            );
+            Err(Failure::value(param, message))
+        }
+    }
 }
 
 /// Takes the number of choices.

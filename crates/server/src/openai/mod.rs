@@ -6,6 +6,7 @@ mod common;
 pub(crate) mod completions;
 pub(crate) mod embeddings;
 pub(crate) mod models;
+pub(crate) mod responses;
 pub(crate) mod tokens;
 
 use axum::body::Body;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod adapters;
+mod anthropic;
 mod chat;
 mod client;
 mod completions;
@@ -13,6 +14,7 @@ mod operations;
 mod page;
 mod personas;
 mod refusals;
+mod responses;
 mod rooms;
 mod streams;
 #[cfg(feature = "otel")]

@@ -1,6 +1,5 @@
 //! `/v1/chat/completions`.
 
-mod delta;
 mod request;
 mod stream;
 
@@ -9,19 +8,18 @@ use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
-use consort_core::{ChatPrompt, Prompt, Usage};
+use consort_core::Usage;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use self::delta::{Delta, Progress};
 use self::request::ChatRequest;
 use crate::app::Shared;
 use crate::body;
+use crate::delta::{Delta, Progress, Why};
 use crate::error::Failure;
 use crate::identity;
 use crate::openai::common::{self, Delivery};
-use crate::reply::{Reading, Reply};
-use crate::speak::{Ask, as_heard};
+use crate::reply::Reply;
 
 pub(crate) use self::request::messages;
 
@@ -62,14 +60,9 @@ pub(crate) async fn handle(State(app): State<Arc<Shared>>, request: Request) -> 
     let arrived = Instant::now();
     let asked = ChatRequest::read(body::json(&app, request).await?, &app.config.limits)?;
     let member = app.member(&asked.model)?;
-    let thinking = asked.thinking.unwrap_or_else(|| member.persona.thinking());
-    let reading = Reading::Turn { start: app.text.start(thinking), tools: asked.tools.clone(), calls: asked.calls };
-    let messages = as_heard(&member, asked.messages);
-    let prompt = Prompt::Chat(ChatPrompt { messages, tools: asked.tools, thinking });
-    let asks = vec![Ask { prompt, choices: asked.choices }];
-    let replies = app.speak(&member, asks, &asked.wish, &reading, arrived).await?;
+    let logprobs = asked.conversation.wish.logprobs.is_some();
+    let replies = asked.conversation.begin(&app, &member, asked.choices, arrived).await?;
     let envelope = Envelope::new(&app, "chatcmpl-", &asked.model);
-    let logprobs = asked.wish.logprobs.is_some();
     match asked.delivery {
         Delivery::Streamed { usage } => Ok(stream::response(app, envelope, replies, usage, logprobs)),
         Delivery::Whole => whole(&app, &envelope, replies, logprobs).await,
@@ -116,7 +109,7 @@ async fn read_whole(app: &Shared, mut reply: Reply, logprobs: bool) -> Result<Wh
             match delta {
                 Delta::Reasoning(text) => reasoning.push_str(&text),
                 Delta::Content(text) => content.push_str(&text),
-                Delta::Call { id, name, .. } => calls.push((id, name, String::new())),
+                Delta::Call { name, .. } => calls.push((call_id(), name, String::new())),
                 Delta::Arguments { json, .. } => {
                     if let Some((_, _, arguments)) = calls.last_mut() {
                         arguments.push_str(&json);
@@ -141,9 +134,21 @@ async fn read_whole(app: &Shared, mut reply: Reply, logprobs: bool) -> Result<Wh
     Ok(Whole {
         message: Value::Object(message),
         logprobs: logprobs.then(|| common::chat_logprobs(app, &all)),
-        finish_reason: ended.reason,
+        finish_reason: finish_reason(&ended.why),
         took: (ended.usage, ended.reasoning_tokens),
     })
+}
+
+fn call_id() -> String {
+    identity::name("call_")
+}
+
+fn finish_reason(why: &Why) -> &'static str {
+    match why {
+        Why::Turn | Why::StopText(_) => "stop",
+        Why::Calls => "tool_calls",
+        Why::Length => "length",
+    }
 }
 
 /// Replies as they come, each part with the place of its reply.

@@ -1,47 +1,23 @@
 //! Reading a request for a chat completion.
 
-use consort_core::{ChatMessage, ContentPart, Role, Structure, Thinking, ToolCall};
-use consort_text::{CallCount, CallForm, Otherwise};
-use serde_json::{Map, Value, json};
+use consort_core::{ChatMessage, ContentPart, Role, Thinking, ToolCall};
+use serde_json::{Value, json};
 
 use crate::config::Limits;
+use crate::conversation::{self, Conversation, Format, ToolChoice, Tools};
 use crate::error::Failure;
 use crate::fields::{Fields, missing, wrong_type};
 use crate::image;
 use crate::openai::common::{self, Delivery, HARMLESS};
-use crate::reply::Calls;
-use crate::speak::{Wish, joined};
+use crate::speak::joined;
 
 /// A request, understood.
 #[derive(Debug)]
 pub(crate) struct ChatRequest {
     pub(crate) model: String,
-    pub(crate) messages: Vec<ChatMessage>,
-    /// The tools that the model is shown, in the API's form.
-    pub(crate) tools: Vec<Value>,
-    pub(crate) calls: Calls,
-    /// `None`: as the persona has it.
-    pub(crate) thinking: Option<Thinking>,
-    pub(crate) wish: Wish,
+    pub(crate) conversation: Conversation,
     pub(crate) choices: usize,
     pub(crate) delivery: Delivery,
-}
-
-/// Whether the model calls.
-#[derive(Debug, Clone, PartialEq)]
-enum ToolChoice {
-    None,
-    Auto,
-    Required,
-    Named(String),
-}
-
-/// What the answer is.
-#[derive(Debug, Clone, PartialEq)]
-enum Format {
-    Text,
-    JsonObject,
-    JsonSchema(Value),
 }
 
 impl ChatRequest {
@@ -63,24 +39,19 @@ impl ChatRequest {
         let mut wish = common::wish(&mut fields)?;
         wish.max_tokens = max_tokens(&mut fields)?;
         wish.logprobs = logprobs(&mut fields)?;
-        let (tools, strict) = tools(&mut fields, limits.tools.get())?;
+        let tools = tools(&mut fields, limits.tools.get())?;
         let choice = tool_choice(&mut fields, &tools)?;
         let parallel = fields.get::<bool>("parallel_tool_calls")?.unwrap_or(true);
-        let format = format(&mut fields)?;
-        wish.structure = structure(&choice, &tools, parallel, strict, format)?;
-        let calls = match (&choice, parallel) {
-            (ToolChoice::None, _) => Calls::Text,
-            (_, true) => Calls::Several,
-            (_, false) => Calls::One,
-        };
+        let (offer, structure) = tools.offer(&choice, parallel, format(&mut fields)?)?;
+        wish.structure = structure;
         let request = Self {
             model: fields.require("model")?,
-            messages: messages(&mut fields, limits)?,
-            // Who must not call is shown nothing to call.
-            tools: if choice == ToolChoice::None { Vec::new() } else { tools },
-            calls,
-            thinking: thinking(&mut fields)?,
-            wish,
+            conversation: Conversation {
+                messages: messages(&mut fields, limits)?,
+                offer,
+                thinking: thinking(&mut fields)?,
+                wish,
+            },
             choices: common::choices(&mut fields, limits.choices.get())?,
             delivery: common::delivery(&mut fields)?,
         };
@@ -115,25 +86,16 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u32>, Failure> {
 fn thinking(fields: &mut Fields) -> Result<Option<Thinking>, Failure> {
     let effort = fields.get::<String>("reasoning_effort")?;
     let template = fields.object("chat_template_kwargs")?;
-    let from_effort = match effort.as_deref() {
-        None => None,
-        Some("none") => Some(Thinking::Off),
-        Some("minimal" | "low" | "medium" | "high" | "xhigh") => Some(Thinking::On),
-        Some(_) => {
-            let message =
-                "`reasoning_effort` is none, or one of minimal, low, medium, high and xhigh, which mean the same here";
-            return Err(Failure::value("reasoning_effort", message));
-        }
-    };
+    let from_effort =
+        effort.as_deref().map(|effort| common::thinking_of_effort(effort, "reasoning_effort")).transpose()?;
     let Some(mut template) = template else { return Ok(from_effort) };
     let enabled = template.get::<bool>("enable_thinking")?;
     template.finish()?;
     Ok(enabled.map(|on| if on { Thinking::On } else { Thinking::Off }).or(from_effort))
 }
 
-/// The tools as the model is shown them, and whether one of them is to be called strictly by its schema.
-fn tools(fields: &mut Fields, most: usize) -> Result<(Vec<Value>, bool), Failure> {
-    let (mut tools, mut strict) = (Vec::new(), false);
+fn tools(fields: &mut Fields, most: usize) -> Result<Tools, Failure> {
+    let mut tools = Tools::default();
     for (param, value) in fields.list("tools", most)?.unwrap_or_default() {
         let mut tool = Fields::of(value, param)?;
         let kind: String = tool.require("type")?;
@@ -141,49 +103,17 @@ fn tools(fields: &mut Fields, most: usize) -> Result<(Vec<Value>, bool), Failure
             return Err(Failure::unsupported(tool.param("type"), "tools are functions here"));
         }
         let mut function = tool.object("function")?.ok_or_else(|| missing(&tool.param("function")))?;
-        let name: String = function.require("name")?;
-        check_function_name(&name, &function.param("name"))?;
-        if tools
-            .iter()
-            .any(|other: &Value| other.pointer("/function/name").and_then(Value::as_str) == Some(name.as_str()))
-        {
-            return Err(Failure::value(function.param("name"), "another tool has this name"));
-        }
-        let mut shown = Map::new();
-        shown.insert("name".into(), name.into());
-        if let Some(description) = function.get::<String>("description")? {
-            shown.insert("description".into(), description.into());
-        }
-        let param = function.param("parameters");
-        match function.take("parameters") {
-            None => {}
-            Some(schema @ Value::Object(_)) => {
-                shown.insert("parameters".into(), schema);
-            }
-            Some(other) => return Err(wrong_type(&param, "an object (a JSON Schema)", &other)),
-        }
-        strict |= function.get::<bool>("strict")?.unwrap_or(false);
+        tools.take(&mut function, "parameters")?;
         function.finish()?;
         tool.finish()?;
-        tools.push(json!({ "type": "function", "function": shown }));
     }
-    Ok((tools, strict))
+    Ok(tools)
 }
 
-fn check_function_name(name: &str, param: &str) -> Result<(), Failure> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    if (1..=64).contains(&name.len()) && name.bytes().all(plain) {
-        Ok(())
-    } else {
-        Err(Failure::value(param, "a function's name has 1 to 64 letters, digits, `_`, `-` and `.`"))
-    }
-}
-
-fn tool_choice(fields: &mut Fields, tools: &[Value]) -> Result<ToolChoice, Failure> {
+fn tool_choice(fields: &mut Fields, tools: &Tools) -> Result<ToolChoice, Failure> {
     let choice = match fields.take("tool_choice") {
-        None if tools.is_empty() => return Ok(ToolChoice::None),
-        None => return Ok(ToolChoice::Auto),
-        Some(Value::String(word)) => match word.as_str() {
+        None => None,
+        Some(Value::String(word)) => Some(match word.as_str() {
             "none" => ToolChoice::None,
             "auto" => ToolChoice::Auto,
             "required" => ToolChoice::Required,
@@ -193,7 +123,7 @@ fn tool_choice(fields: &mut Fields, tools: &[Value]) -> Result<ToolChoice, Failu
                     "`tool_choice` is none, auto, required, or names a function",
                 ));
             }
-        },
+        }),
         Some(value) => {
             let mut named = Fields::of(value, "tool_choice")?;
             let kind: String = named.require("type")?;
@@ -204,18 +134,13 @@ fn tool_choice(fields: &mut Fields, tools: &[Value]) -> Result<ToolChoice, Failu
             let name: String = function.require("name")?;
             function.finish()?;
             named.finish()?;
-            if !tools.iter().any(|tool| tool.pointer("/function/name").and_then(Value::as_str) == Some(name.as_str())) {
+            if !tools.has(&name) {
                 return Err(Failure::value("tool_choice.function.name", "no tool has this name"));
             }
-            ToolChoice::Named(name)
+            Some(ToolChoice::Named(name))
         }
     };
-    match choice {
-        ToolChoice::None => Ok(ToolChoice::None),
-        ToolChoice::Auto if tools.is_empty() => Ok(ToolChoice::None),
-        _ if tools.is_empty() => Err(Failure::value("tool_choice", "`tool_choice` belongs to requests with `tools`")),
-        choice => Ok(choice),
-    }
+    tools.chosen(choice)
 }
 
 fn format(fields: &mut Fields) -> Result<Format, Failure> {
@@ -239,37 +164,6 @@ fn format(fields: &mut Fields) -> Result<Format, Failure> {
     };
     format.finish()?;
     Ok(read)
-}
-
-/// The form that holds the reply to what was asked for.
-fn structure(
-    choice: &ToolChoice,
-    tools: &[Value],
-    parallel: bool,
-    strict: bool,
-    format: Format,
-) -> Result<Option<Structure>, Failure> {
-    let count = if parallel { CallCount::Several } else { CallCount::One };
-    match (choice, format) {
-        (ToolChoice::Required, _) => call_form(tools, count, Otherwise::Call).map(Some),
-        (ToolChoice::Named(name), _) => {
-            let named = |tool: &&Value| tool.pointer("/function/name").and_then(Value::as_str) == Some(name.as_str());
-            let tools: Vec<Value> = tools.iter().filter(named).cloned().collect();
-            call_form(&tools, count, Otherwise::Call).map(Some)
-        }
-        (ToolChoice::Auto, Format::Text) if strict => call_form(tools, count, Otherwise::Text).map(Some),
-        (ToolChoice::Auto, Format::JsonObject) => {
-            call_form(tools, count, Otherwise::Json(&json!({ "type": "object" }))).map(Some)
-        }
-        (ToolChoice::Auto, Format::JsonSchema(schema)) => call_form(tools, count, Otherwise::Json(&schema)).map(Some),
-        (_, Format::Text) => Ok(None),
-        (_, Format::JsonObject) => Ok(Some(Structure::JsonObject)),
-        (_, Format::JsonSchema(schema)) => Ok(Some(Structure::json_schema(schema))),
-    }
-}
-
-fn call_form(tools: &[Value], count: CallCount, otherwise: Otherwise<'_>) -> Result<Structure, Failure> {
-    CallForm { tools, count, otherwise }.structure().map_err(|error| Failure::from(error).or_param("tools"))
 }
 
 /// The conversation.
@@ -386,15 +280,7 @@ fn tool_call(mut fields: Fields) -> Result<ToolCall, Failure> {
     let mut function = fields.object("function")?.ok_or_else(|| missing(&fields.param("function")))?;
     let name = function.require("name")?;
     let param = function.param("arguments");
-    let arguments = match function.take("arguments") {
-        None => json!({}),
-        Some(Value::String(text)) if text.trim().is_empty() => json!({}),
-        Some(Value::String(text)) => serde_json::from_str(&text).unwrap_or(Value::Null),
-        Some(other) => other,
-    };
-    if !arguments.is_object() {
-        return Err(Failure::value(param, "the arguments are a JSON object, written as a string"));
-    }
+    let arguments = conversation::arguments(function.take("arguments"), &param)?;
     function.finish()?;
     fields.finish()?;
     Ok(ToolCall { id, name, arguments })

@@ -9,9 +9,9 @@ use consort_core::Usage;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::delta::{Delta, Progress};
-use super::{Envelope, Merged, merged};
+use super::{Envelope, Merged, call_id, finish_reason, merged};
 use crate::app::Shared;
+use crate::delta::{Delta, Progress};
 use crate::openai::common;
 use crate::reply::Reply;
 use crate::sse;
@@ -79,7 +79,7 @@ impl Script {
         let Some(progress) = self.progress.get_mut(index) else { return };
         let first = progress.started.is_none();
         let (deltas, positions) = progress.hear(heard);
-        let (begun, ended) = (progress.started.is_some(), progress.ended);
+        let (begun, ended) = (progress.started.is_some(), progress.ended.clone());
         if first && begun {
             self.send(index, &json!({ "role": "assistant", "content": "" }), None, &Value::Null);
         }
@@ -93,8 +93,8 @@ impl Script {
             let delta = match delta {
                 Delta::Reasoning(text) => json!({ "reasoning_content": text }),
                 Delta::Content(text) => json!({ "content": text }),
-                Delta::Call { index, id, name } => json!({ "tool_calls": [{
-                    "index": index, "id": id, "type": "function", "function": { "name": name, "arguments": "" },
+                Delta::Call { index, name } => json!({ "tool_calls": [{
+                    "index": index, "id": call_id(), "type": "function", "function": { "name": name, "arguments": "" },
                 }] }),
                 Delta::Arguments { index, json } => {
                     json!({ "tool_calls": [{ "index": index, "function": { "arguments": json } }] })
@@ -103,7 +103,7 @@ impl Script {
             self.send(index, &delta, None, &logprobs.take().unwrap_or_default());
         }
         if let Some(ended) = ended {
-            self.send(index, &json!({}), Some(ended.reason), &Value::Null);
+            self.send(index, &json!({}), Some(finish_reason(&ended.why)), &Value::Null);
         }
     }
 
@@ -119,7 +119,7 @@ impl Script {
     fn end(&mut self) {
         self.over = true;
         if self.usage {
-            let ended = self.progress.iter().filter_map(|progress| progress.ended);
+            let ended = self.progress.iter().filter_map(|progress| progress.ended.as_ref());
             let took: Vec<(Usage, usize)> = ended.map(|ended| (ended.usage, ended.reasoning_tokens)).collect();
             let prompts: Vec<Usage> = took.first().map(|(usage, _)| *usage).into_iter().collect();
             let mut chunk = self.envelope.object("chat.completion.chunk", &json!([]));

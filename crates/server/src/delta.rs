@@ -1,9 +1,8 @@
-//! What a piece of a reply adds to a message of the API.
+//! What a part of a reply adds to a message, for every protocol that has messages.
 
 use consort_core::{FinishReason, PositionLogprobs, Usage};
 use consort_text::{ReplyEvent, ReplyPiece};
 
-use crate::identity;
 use crate::reply::{Ending, Heard};
 
 /// What a message gets.
@@ -11,10 +10,9 @@ use crate::reply::{Ending, Heard};
 pub(crate) enum Delta {
     Reasoning(String),
     Content(String),
-    /// A call begins.
+    /// A call begins. It has no id: the protocol gives it one.
     Call {
         index: usize,
-        id: String,
         name: String,
     },
     /// Its arguments go on.
@@ -34,11 +32,26 @@ pub(crate) struct Progress {
 }
 
 /// How a reply ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ended {
-    pub(crate) reason: &'static str,
+    pub(crate) why: Why,
+    /// Whether the server cut it off, as it goes down.
+    pub(crate) cut: bool,
     pub(crate) usage: Usage,
     pub(crate) reasoning_tokens: usize,
+}
+
+/// Why a reply ended, as protocols tell it apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// The model has said what it had to say.
+    Turn,
+    /// One of the request's stop texts came.
+    StopText(String),
+    /// It has called, and waits for what comes of it.
+    Calls,
+    /// There was no room for more tokens, or no time, as the server goes down.
+    Length,
 }
 
 impl Progress {
@@ -53,13 +66,15 @@ impl Progress {
             Heard::Said { pieces, logprobs, .. } => (self.deltas(pieces), logprobs),
             Heard::Ended { ending, usage, reasoning_tokens, pieces } => {
                 let deltas = self.deltas(pieces);
-                let reason = match ending {
-                    Ending::FirstCall => "tool_calls",
-                    Ending::ShutDown | Ending::Backend(FinishReason::Length) => "length",
-                    Ending::Backend(_) if self.calls > 0 => "tool_calls",
-                    Ending::Backend(_) => "stop",
+                let cut = ending == Ending::ShutDown;
+                let why = match ending {
+                    Ending::FirstCall => Why::Calls,
+                    Ending::ShutDown | Ending::Backend(FinishReason::Length) => Why::Length,
+                    Ending::Backend(_) if self.calls > 0 => Why::Calls,
+                    Ending::Backend(FinishReason::StopString(text)) => Why::StopText(text),
+                    Ending::Backend(_) => Why::Turn,
                 };
-                self.ended = Some(Ended { reason, usage, reasoning_tokens });
+                self.ended = Some(Ended { why, cut, usage, reasoning_tokens });
                 self.started.get_or_insert(usage);
                 (deltas, Vec::new())
             }
@@ -75,7 +90,7 @@ impl Progress {
                 ReplyEvent::Malformed { text, .. } => deltas.push(Delta::Content(text)),
                 ReplyEvent::CallBegun { index, name, .. } => {
                     self.calls += 1;
-                    deltas.push(Delta::Call { index, id: identity::name("call_"), name });
+                    deltas.push(Delta::Call { index, name });
                 }
                 ReplyEvent::Arguments { index, json } if !json.is_empty() => {
                     deltas.push(Delta::Arguments { index, json });
