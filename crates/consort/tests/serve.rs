@@ -178,6 +178,34 @@ fn a_configuration_makes_personas_and_demands_a_key() {
 }
 
 #[test]
+fn a_hangup_reads_the_configuration_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("consort.toml");
+    std::fs::write(&file, "[[persona]]\nname = \"ada\"\n").unwrap();
+    let mut served = Served::start(&["--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
+    let address = served.tcp();
+    let models = || exchange(TcpStream::connect(&address).unwrap(), &request("/v1/models", "", ""));
+    assert!(models().contains("\"ada\""));
+    // What is wrong changes nothing, and the process lives.
+    std::fs::write(&file, "[[persona]]\nname = \"ben\"\nsize = 7\n").unwrap();
+    served.signal("HUP");
+    let asked = exchange(TcpStream::connect(&address).unwrap(), &request("/v1/reload", "{}", ""));
+    assert!(asked.starts_with("HTTP/1.1 422 ") && asked.contains("persona[0].size"), "{asked}");
+    assert!(models().contains("\"ada\""));
+    std::fs::write(&file, "[[persona]]\nname = \"ben\"\n").unwrap();
+    served.signal("HUP");
+    let begun = Instant::now();
+    while !models().contains("\"ben\"") {
+        assert!(begun.elapsed() < Duration::from_secs(20), "nothing was read again");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!models().contains("\"ada\""));
+    served.signal("TERM");
+    let (code, log) = served.end();
+    assert!(code == 0 && log.contains("persona[0].size"), "{log}");
+}
+
+#[test]
 fn what_would_be_open_or_slow_is_refused() {
     let (code, error) = failure(&["serve", "--device", "cpu", "--listen", "0.0.0.0:0"]);
     assert!(code == 4 && error.contains("allow_anyone"), "{error}");

@@ -33,6 +33,16 @@ pub(crate) async fn json(app: &Shared, request: Request) -> Result<Fields, Failu
     tokio::task::spawn_blocking(move || Fields::parse(&bytes)).await.map_err(|_| Failure::internal())?
 }
 
+/// Makes sure that a request says nothing, where there is nothing to be said: no body, or an empty object.
+///
+/// # Errors
+/// As [`json`], and for a field.
+pub(crate) async fn nothing(app: &Shared, request: Request) -> Result<(), Failure> {
+    let (head, body) = request.into_parts();
+    let bytes = read(app, body, &head.headers).await?;
+    if bytes.is_empty() { Ok(()) } else { Fields::parse(&bytes)?.finish() }
+}
+
 async fn read(app: &Shared, body: Body, headers: &HeaderMap) -> Result<Bytes, Failure> {
     let most = app.config.limits.body_bytes.get();
     let too_large = || {

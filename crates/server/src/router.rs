@@ -17,7 +17,7 @@ use hyper::body::{Frame, SizeHint};
 use crate::app::{App, Shared};
 use crate::error::Failure;
 use crate::metrics::Counted;
-use crate::{guard, identity, openai, operations, personas};
+use crate::{guard, identity, openai, operations, personas, reload};
 
 /// How requests come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +47,7 @@ impl App {
             .route("/detokenize", post(openai::tokens::detokenize))
             .route("/v1/personas", get(personas::list))
             .route("/v1/personas/{name}", get(personas::one).put(personas::put).delete(personas::delete))
+            .route("/v1/reload", post(reload::handle))
             .fallback(unknown)
             .method_not_allowed_fallback(wrong_method)
             .layer(from_fn_with_state(gate, pass))

@@ -67,6 +67,10 @@ pub struct ServerConfig {
     pub allowed_origins: Vec<String>,
     /// How long running replies may take to end after SIGTERM, in seconds. What is not done then is cut off.
     pub drain_seconds: u64,
+    /// Look every so many seconds whether this file, the keys' file or an adapter has changed, and read them again. None:
+    /// only when somebody asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watch_seconds: Option<NonZeroU64>,
 }
 
 impl Default for ServerConfig {
@@ -80,6 +84,7 @@ impl Default for ServerConfig {
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
             drain_seconds: 30,
+            watch_seconds: None,
         }
     }
 }
@@ -240,7 +245,7 @@ pub struct SchedulerSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdaptersConfig {
-    /// Folders of PEFT folders; each is an adapter under its folder's name. No adapter outside of them is ever read.
+    /// Folders of PEFT folders and GGUF files; each is an adapter under its name. No adapter outside of them is ever read.
     pub folders: Vec<PathBuf>,
 }
 

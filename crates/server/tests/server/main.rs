@@ -12,6 +12,7 @@ mod malformed;
 mod operations;
 mod personas;
 mod refusals;
+mod reload;
 mod streams;
 mod tokens;
 mod tools;
