@@ -18,6 +18,7 @@ use crate::metrics::{Snapshot, Traffic};
 use crate::persona::Persona;
 use crate::registry::{Member, Placed, Registry};
 use crate::reload::Reload;
+use crate::remote::Remote;
 use crate::shutdown::Shutdown;
 use crate::text::{Text, TextFloor};
 
@@ -67,6 +68,8 @@ pub(crate) struct Shared {
     /// Seconds since 1970.
     pub(crate) created: u64,
     pub(crate) reload: Reload,
+    /// `None`: no picture is fetched from anywhere.
+    pub(crate) remote: Option<Arc<Remote>>,
     began: Instant,
 }
 
@@ -105,6 +108,7 @@ impl App {
             began: Instant::now(),
             keys: KeyRing::new(keys),
             reload: Reload::new(&config),
+            remote: Remote::new(&config)?.map(Arc::new),
             config,
             backend,
         });

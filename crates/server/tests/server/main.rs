@@ -13,6 +13,8 @@ mod operations;
 mod personas;
 mod refusals;
 mod reload;
+mod remote;
+mod security;
 mod streams;
 mod tokens;
 mod tools;

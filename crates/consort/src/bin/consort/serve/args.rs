@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::model_args::ModelArgs;
+use crate::output::LogFormat;
 
 /// What `--help` shows at the end.
 pub const HELP: &str = "\
@@ -47,6 +48,12 @@ pub struct ServeArgs {
     /// The name by which clients ask for the model. Default: the file's, in small letters.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Print a description of all addresses (OpenAPI 3.1, JSON), and serve nothing.
+    #[arg(long, exclusive = true)]
+    pub print_openapi: bool,
+    /// How the log is written, on stderr. In neither form it holds anything that was said.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
     #[command(flatten)]
     pub model: ModelArgs,
 }

@@ -21,6 +21,9 @@ const THREADS: usize = 2;
 
 /// Serves until the process is asked to end.
 pub fn run(args: &ServeArgs) -> Result<()> {
+    if args.print_openapi {
+        return say(&format!("{:#}", consort::server::openapi()));
+    }
     let plan = Plan::of_args(args)?;
     let model = plan.load.model.clone();
     let source = Plan::source(args, &plan.config);
