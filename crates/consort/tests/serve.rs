@@ -178,6 +178,67 @@ fn a_configuration_makes_personas_and_demands_a_key() {
 }
 
 #[test]
+fn a_hangup_reads_the_configuration_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("consort.toml");
+    std::fs::write(&file, "[[persona]]\nname = \"ada\"\n").unwrap();
+    let mut served = Served::start(&["--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
+    let address = served.tcp();
+    let models = || exchange(TcpStream::connect(&address).unwrap(), &request("/v1/models", "", ""));
+    assert!(models().contains("\"ada\""));
+    // What is wrong changes nothing, and the process lives.
+    std::fs::write(&file, "[[persona]]\nname = \"ben\"\nsize = 7\n").unwrap();
+    served.signal("HUP");
+    let asked = exchange(TcpStream::connect(&address).unwrap(), &request("/v1/reload", "{}", ""));
+    assert!(asked.starts_with("HTTP/1.1 422 ") && asked.contains("persona[0].size"), "{asked}");
+    assert!(models().contains("\"ada\""));
+    std::fs::write(&file, "[[persona]]\nname = \"ben\"\n").unwrap();
+    served.signal("HUP");
+    let begun = Instant::now();
+    while !models().contains("\"ben\"") {
+        assert!(begun.elapsed() < Duration::from_secs(20), "nothing was read again");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(!models().contains("\"ada\""));
+    served.signal("TERM");
+    let (code, log) = served.end();
+    assert!(code == 0 && log.contains("persona[0].size"), "{log}");
+}
+
+#[test]
+fn a_log_in_json_has_one_object_a_line_and_nothing_that_was_said() {
+    let mut served = Served::start(&["--listen", "127.0.0.1:0", "--log-format", "json"]);
+    let address = served.tcp();
+    let answer = exchange(
+        TcpStream::connect(&address).unwrap(),
+        &request("/v1/chat/completions", &story("pirate", json!({})), ""),
+    );
+    assert!(said(&answer).starts_with("Arr"), "{answer}");
+    served.signal("TERM");
+    let (code, log) = served.end();
+    assert_eq!(code, 0, "{log}");
+    // Other lines are for whoever started it.
+    let lines: Vec<Value> =
+        log.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let line = |message: &str| lines.iter().find(|line| line["message"] == message).unwrap_or_else(|| panic!("{log}"));
+    assert_eq!(
+        (line("request")["route"].as_str(), line("request")["status"].as_u64()),
+        (Some("/v1/chat/completions"), Some(200))
+    );
+    assert!(line("request")["id"].as_str().unwrap().starts_with("req_"));
+    assert_eq!(line("reply")["persona"], "pirate");
+    assert!(line("reply")["completion_tokens"].as_u64().unwrap() > 4, "{log}");
+    assert!(!log.contains("fox") && !log.contains("Arr"), "{log}");
+}
+
+#[test]
+fn the_description_is_printed_without_a_model() {
+    let document: Value = serde_json::from_str(&succeed(&["serve", "--print-openapi"])).unwrap();
+    assert_eq!(document["openapi"], "3.1.0");
+    assert!(document["paths"]["/v1/chat/completions"]["post"].is_object());
+}
+
+#[test]
 fn what_would_be_open_or_slow_is_refused() {
     let (code, error) = failure(&["serve", "--device", "cpu", "--listen", "0.0.0.0:0"]);
     assert!(code == 4 && error.contains("allow_anyone"), "{error}");

@@ -10,13 +10,15 @@ use consort_core::{Error, ErrorKind, ModelBackend, Residency, Result};
 use tokio::sync::Semaphore;
 
 use crate::adapters::{AdapterLibrary, Adapters, Replace};
-use crate::auth::Keys;
+use crate::auth::{KeyRing, Keys};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::identity::now;
 use crate::metrics::{Snapshot, Traffic};
 use crate::persona::Persona;
 use crate::registry::{Member, Placed, Registry};
+use crate::reload::Reload;
+use crate::remote::Remote;
 use crate::rooms::Rooms;
 use crate::shutdown::Shutdown;
 use crate::status::Pulse;
@@ -57,7 +59,7 @@ pub(crate) struct Shared {
     pub(crate) backend: Arc<dyn ModelBackend>,
     pub(crate) text: Text,
     pub(crate) config: Config,
-    pub(crate) keys: Keys,
+    pub(crate) keys: KeyRing,
     pub(crate) adapters: Adapters,
     pub(crate) registry: Registry,
     pub(crate) rooms: Rooms,
@@ -71,6 +73,9 @@ pub(crate) struct Shared {
     pub(crate) fingerprint: String,
     /// Seconds since 1970.
     pub(crate) created: u64,
+    pub(crate) reload: Reload,
+    /// `None`: no picture is fetched from anywhere.
+    pub(crate) remote: Option<Arc<Remote>>,
     began: Instant,
 }
 
@@ -110,7 +115,9 @@ impl App {
             fingerprint: format!("consort-{fingerprint}"),
             created: now(),
             began: Instant::now(),
-            keys,
+            keys: KeyRing::new(keys),
+            reload: Reload::new(&config),
+            remote: Remote::new(&config)?.map(Arc::new),
             config,
             backend,
         });
@@ -173,7 +180,7 @@ impl Shared {
         self.settle_residency(concerned).await
     }
 
-    async fn settle_residency(&self, adapters: BTreeSet<String>) -> Result<(), Failure> {
+    pub(crate) async fn settle_residency(&self, adapters: BTreeSet<String>) -> Result<(), Failure> {
         for name in adapters {
             self.adapters.reside(&name, self.registry.residency(&name)).await?;
         }

@@ -1,6 +1,7 @@
 //! Who may ask: API keys, compared in constant time.
 
 use std::path::Path;
+use std::sync::{PoisonError, RwLock};
 
 use axum::http::{HeaderMap, header};
 use consort_core::{Error, ErrorKind, Result};
@@ -12,8 +13,39 @@ use crate::error::Failure;
 const SHORTEST: usize = 8;
 
 /// The API keys. Only their hashes are kept; comparing two BLAKE3 hashes takes the same time whatever they are.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Keys(Vec<blake3::Hash>);
+
+/// The keys that hold at this time.
+#[derive(Debug)]
+pub(crate) struct KeyRing(RwLock<Keys>);
+
+impl KeyRing {
+    pub(crate) fn new(keys: Keys) -> Self {
+        Self(RwLock::new(keys))
+    }
+
+    /// Puts others in their place: whether any have changed. A server that demands keys always does, and one that demands
+    /// none never begins to, as its clients and its listeners count on it.
+    pub(crate) fn replace(&self, keys: Keys) -> bool {
+        let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let changes = held.are_demanded() && keys.are_demanded() && *held != keys;
+        if changes {
+            *held = keys;
+        }
+        changes
+    }
+
+    /// Whether a key is demanded at all.
+    pub(crate) fn are_demanded(&self) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).are_demanded()
+    }
+
+    /// As [`Keys::check`].
+    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<(), Failure> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).check(headers)
+    }
+}
 
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -128,6 +160,17 @@ mod tests {
         }
         assert_eq!(keys.check(&HeaderMap::new()).unwrap_err().status().as_u16(), 401);
         Keys::none().check(&HeaderMap::new()).unwrap();
+    }
+
+    #[test]
+    fn keys_change_and_never_vanish() {
+        let ring = KeyRing::new(Keys::new(["first-key-1"]).unwrap());
+        let opens = |key: &str| ring.check(&headers("x-api-key", key)).is_ok();
+        assert!(!ring.replace(Keys::new(["first-key-1"]).unwrap()) && opens("first-key-1"));
+        assert!(ring.replace(Keys::new(["second-key"]).unwrap()) && opens("second-key") && !opens("first-key-1"));
+        assert!(!ring.replace(Keys::none()) && ring.are_demanded() && opens("second-key"));
+        let open = KeyRing::new(Keys::none());
+        assert!(!open.replace(Keys::new(["first-key-1"]).unwrap()) && !open.are_demanded());
     }
 
     #[test]

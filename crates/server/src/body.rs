@@ -27,10 +27,30 @@ pub(crate) async fn json(app: &Shared, request: Request) -> Result<Fields, Failu
         ));
     }
     let bytes = read(app, body, &head.headers).await?;
-    if bytes.len() < LARGE {
-        return Fields::parse(&bytes);
-    }
-    tokio::task::spawn_blocking(move || Fields::parse(&bytes)).await.map_err(|_| Failure::internal())?
+    let fields = if bytes.len() < LARGE {
+        Fields::parse(&bytes)?
+    } else {
+        tokio::task::spawn_blocking(move || Fields::parse(&bytes)).await.map_err(|_| Failure::internal())??
+    };
+    pictures(app, fields).await
+}
+
+/// With the pictures that stand at other servers, where those may be asked.
+async fn pictures(app: &Shared, mut fields: Fields) -> Result<Fields, Failure> {
+    let Some(remote) = app.remote.clone().filter(|remote| remote.concerns(&mut fields)) else { return Ok(fields) };
+    let limits = app.config.limits.clone();
+    let fetched = tokio::task::spawn_blocking(move || remote.fetch_all(fields, &limits));
+    fetched.await.map_err(|_| Failure::internal())?
+}
+
+/// Makes sure that a request says nothing, where there is nothing to be said: no body, or an empty object.
+///
+/// # Errors
+/// As [`json`], and for a field.
+pub(crate) async fn nothing(app: &Shared, request: Request) -> Result<(), Failure> {
+    let (head, body) = request.into_parts();
+    let bytes = read(app, body, &head.headers).await?;
+    if bytes.is_empty() { Ok(()) } else { Fields::parse(&bytes)?.finish() }
 }
 
 async fn read(app: &Shared, body: Body, headers: &HeaderMap) -> Result<Bytes, Failure> {

@@ -53,8 +53,15 @@ impl Fields {
         self.values.contains_key(name)
     }
 
+    /// A field that stays where it is.
+    pub(crate) fn value_mut(&mut self, name: &str) -> Option<&mut Value> {
+        self.values.get_mut(name)
+    }
+
     /// Takes a field as it is.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        #[cfg(test)]
+        recording::note(&self.param(name));
         self.values.swap_remove(name)
     }
 
@@ -158,6 +165,40 @@ impl Fields {
                 Err(Failure::invalid("unknown_parameter", format!("unknown parameter: `{param}`")).with_param(param))
             }
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) use recording::{record, recorded};
+
+/// Which fields readers ask for: the description is held to it.
+#[cfg(test)]
+mod recording {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    thread_local! {
+        static ASKED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+    }
+
+    /// Begins anew, on this thread.
+    pub(crate) fn record() {
+        ASKED.with_borrow_mut(BTreeSet::clear);
+    }
+
+    /// All that were asked for since, with `[]` for every place in a list.
+    pub(crate) fn recorded() -> BTreeSet<String> {
+        ASKED.with_borrow(Clone::clone)
+    }
+
+    pub(super) fn note(param: &str) {
+        let mut pieces = param.split('[');
+        let mut path = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            path.push_str("[]");
+            path.push_str(piece.split_once(']').map_or("", |(_, rest)| rest));
+        }
+        ASKED.with_borrow_mut(|asked| asked.insert(path));
     }
 }
 

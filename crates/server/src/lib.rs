@@ -40,7 +40,7 @@
 //! # What it promises
 //!
 //! - A persona is a model's name. It never changes under a reply that runs; another one in its place is another member.
-//! - Nothing outside of the configured folders is read, and no address is fetched.
+//! - Nothing outside of the configured folders is read, and no address is fetched that the operator has not allowed.
 //! - No prompt and no reply stands in a log. Errors tell clients no path.
 //! - On SIGTERM nobody new is let in; replies that run have their time, and what is cut then ends with what it has.
 #![forbid(unsafe_code)]
@@ -61,12 +61,15 @@ mod identity;
 mod image;
 mod metrics;
 mod openai;
+mod openapi;
 mod operations;
 mod page;
 mod persona;
 mod personas;
 mod pictures;
 mod registry;
+mod reload;
+mod remote;
 mod reply;
 mod rooms;
 mod router;
@@ -77,16 +80,20 @@ mod shutdown;
 mod socket;
 mod speak;
 mod sse;
+mod stamp;
 mod status;
 mod telemetry;
 mod text;
 
-pub use adapters::AdapterLibrary;
+pub use adapters::{AdapterChanges, AdapterLibrary};
 pub use app::{App, Parts};
 pub use auth::Keys;
 pub use config::{AdaptersConfig, Config, DeviceName, Limits, ModelConfig, SchedulerSettings, ServerConfig, TEMPLATE};
 pub use error::{Failure, FailureKind};
+pub use openapi::openapi;
 pub use persona::{Persona, PersonaAdapter};
+pub use registry::PersonaChanges;
+pub use reload::{Fresh, Reloaded, Source};
 pub use router::Transport;
 pub use sampling::SamplingSettings;
 pub use serve::{Listen, Server};

@@ -1,6 +1,6 @@
 //! Who can be asked: the model as it is, personas, and adapters by their own names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use consort_core::{Priority, Residency};
@@ -145,6 +145,52 @@ impl Registry {
         })
     }
 
+    /// Puts all of `put` and takes away of `remove` who is still what is written there, at once: whoever asks finds all of
+    /// the old or all of the new. Somebody who is put as it is already stays the same member.
+    ///
+    /// # Errors
+    /// One has the model's name, or there would be too many. Nothing is changed then.
+    pub(crate) fn apply(&self, put: Vec<Persona>, remove: &[Persona]) -> Result<PersonaChanges, Failure> {
+        if put.iter().any(|persona| persona.name == self.model.persona.name) {
+            return Err(Failure::value("persona", "the model itself has this name"));
+        }
+        let mut members = self.write();
+        let mut after = members.personas.clone();
+        let mut changes = PersonaChanges::default();
+        for gone in remove {
+            match after.get(&gone.name) {
+                Some(member) if member.persona == *gone => {
+                    after.remove(&gone.name);
+                    changes.removed.push(gone.name.clone());
+                }
+                // It was put in the file's place over HTTP.
+                Some(_) | None => {}
+            }
+        }
+        let named: BTreeSet<String> = put.iter().map(|persona| persona.name.clone()).collect();
+        for persona in put {
+            let name = persona.name.clone();
+            let kind = match after.get(&name) {
+                Some(member) if member.persona == persona => {
+                    changes.unchanged.push(name);
+                    continue;
+                }
+                Some(_) => &mut changes.replaced,
+                None => &mut changes.added,
+            };
+            kind.push(name.clone());
+            let meter = after.get(&name).map(|before| Arc::clone(&before.meter)).unwrap_or_default();
+            after.insert(name, Member::new(persona, self.sequences, meter));
+        }
+        if after.len() > self.most {
+            let message = format!("there would be {} personas; at most {} are taken", after.len(), self.most);
+            return Err(Failure::invalid("too_many_personas", message).with_param("limits.personas"));
+        }
+        changes.kept = after.keys().filter(|name| !named.contains(*name)).cloned().collect();
+        members.personas = after;
+        Ok(changes)
+    }
+
     /// Takes a persona away. Replies that run go on.
     pub(crate) fn remove(&self, name: &str) -> Option<Arc<Member>> {
         self.write().personas.remove(name)
@@ -184,6 +230,21 @@ impl Registry {
 pub(crate) enum Placed {
     New,
     Replaced { before: Arc<Member> },
+}
+
+/// What became of personas when a file was read again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct PersonaChanges {
+    /// They are new.
+    pub added: Vec<String>,
+    /// Another one stands in their place. Replies that run keep the one that they began with.
+    pub replaced: Vec<String>,
+    /// The file names them no more.
+    pub removed: Vec<String>,
+    /// They are as they were.
+    pub unchanged: Vec<String>,
+    /// They were put over HTTP, and the file does not name them.
+    pub kept: Vec<String>,
 }
 
 fn uses(member: &Arc<Member>, adapter: &str) -> bool {
@@ -242,6 +303,36 @@ mod tests {
         let later = registry.find("ada", || false).unwrap();
         assert_eq!((&*running.persona.adapters[0].name, &*later.persona.adapters[0].name), ("pirate", "butler"));
         assert!(Arc::ptr_eq(&running.meter, &later.meter), "the numbers go on");
+    }
+
+    #[test]
+    fn a_file_is_applied_as_a_whole_or_not_at_all() {
+        let registry = Registry::new("etude", 4, 3);
+        let (ada, ben) = (persona("ada", "pirate"), persona("ben", "pirate"));
+        registry.apply(vec![ada.clone(), ben.clone()], &[]).unwrap();
+        registry.put(Persona::new("guest")).unwrap();
+        let (same, running) = (registry.persona("ada").unwrap(), registry.persona("ben").unwrap());
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        // One more than may be, and one that is the model: nothing happens.
+        let more = vec![ada.clone(), persona("ben", "butler"), Persona::new("eve")];
+        assert_eq!(registry.apply(more, &[]).unwrap_err().code(), "too_many_personas");
+        assert!(registry.apply(vec![Persona::new("etude")], std::slice::from_ref(&ada)).is_err());
+        assert!(Arc::ptr_eq(&registry.persona("ben").unwrap(), &running) && registry.persona("ada").is_some());
+        let changes = registry.apply(vec![ada.clone(), persona("ben", "butler")], &[]).unwrap();
+        let expected = PersonaChanges {
+            replaced: names(&["ben"]),
+            unchanged: names(&["ada"]),
+            kept: names(&["guest"]),
+            ..PersonaChanges::default()
+        };
+        assert_eq!(changes, expected);
+        assert!(Arc::ptr_eq(&registry.persona("ada").unwrap(), &same), "who did not change is the same");
+        assert!(Arc::ptr_eq(&registry.persona("ben").unwrap().meter, &running.meter), "the numbers go on");
+        // Somebody put another ada over HTTP: the file's leaves, and this one stays.
+        registry.put(Persona::new("ada")).unwrap();
+        let changes = registry.apply(vec![Persona::new("eve")], &[ada, persona("ben", "butler")]).unwrap();
+        assert_eq!((changes.added, changes.removed), (names(&["eve"]), names(&["ben"])));
+        assert_eq!(changes.kept, names(&["ada", "guest"]));
     }
 
     #[test]

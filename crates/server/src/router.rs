@@ -19,7 +19,7 @@ use crate::error::Failure;
 use crate::metrics::Counted;
 use crate::rooms::http as rooms;
 use crate::telemetry::{Asked, RequestSpan};
-use crate::{adapter_list, anthropic, guard, identity, openai, operations, page, personas, status};
+use crate::{adapter_list, anthropic, guard, identity, openai, operations, page, personas, reload, status};
 
 /// How requests come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,11 @@ impl App {
             .route("/v1/rooms/{room}/messages", post(rooms::say))
             .route("/v1/rooms/{room}/stop", post(rooms::stop))
             .route("/v1/rooms/{room}/images/{image}", get(rooms::image))
-            .merge(page::PATHS.iter().fold(Router::new(), |router, path| router.route(path, get(page::file))))
+            .route("/", get(page::file))
+            .route("/index.html", get(page::file))
+            .route("/app.js", get(page::file))
+            .route("/app.css", get(page::file))
+            .route("/v1/reload", post(reload::handle))
             .fallback(unknown)
             .method_not_allowed_fallback(wrong_method)
             .layer(from_fn_with_state(gate, pass))

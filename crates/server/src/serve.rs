@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::app::App;
 use crate::metrics::Counted;
+use crate::reload::Attendant;
 use crate::router::Transport;
 use crate::shutdown::{self, Phase};
 #[cfg(unix)]
@@ -46,6 +47,7 @@ pub struct Server {
     tcp: Option<TcpListener>,
     #[cfg(unix)]
     socket: Option<Socket>,
+    attendant: Attendant,
 }
 
 impl Server {
@@ -81,11 +83,13 @@ impl Server {
         if listen.socket.is_some() {
             return Err(Error::new(ErrorKind::Unsupported, "this system has no Unix domain sockets"));
         }
+        let attendant = Attendant::new(&app)?;
         Ok(Self {
             app,
             tcp,
             #[cfg(unix)]
             socket: listen.socket.as_deref().map(Socket::bind).transpose()?,
+            attendant,
         })
     }
 
@@ -103,7 +107,7 @@ impl Server {
 
     /// The same, until `stop`.
     pub async fn run_until(self, stop: impl Future<Output = ()>) {
-        let Self { app, tcp, .. } = self;
+        let Self { app, tcp, attendant, .. } = self;
         let graceful = Arc::new(GracefulShutdown::new());
         let door = Door {
             graceful: Arc::clone(&graceful),
@@ -119,7 +123,9 @@ impl Server {
             doors.spawn(door.clone().unix(socket));
         }
         drop(door);
+        let attendant = tokio::spawn(attendant.attend(app.clone()));
         stop.await;
+        attendant.abort();
         tracing::info!("no more requests are taken; replies that run have their time");
         app.shared.shutdown.advance(Phase::Draining);
         // Listeners go first, so that whoever comes is refused by the system and can go elsewhere.

@@ -68,8 +68,14 @@ pub struct ServerConfig {
     pub allowed_hosts: Vec<String>,
     /// Web origins whose pages may ask, besides the server's own (`https://chat.example.org`).
     pub allowed_origins: Vec<String>,
+    /// Beginnings of addresses from which pictures are fetched (`https://pictures.example.org/public/`). None: none are.
+    pub image_prefixes: Vec<String>,
     /// How long running replies may take to end after SIGTERM, in seconds. What is not done then is cut off.
     pub drain_seconds: u64,
+    /// Look every so many seconds whether this file, the keys' file or an adapter has changed, and read them again. None:
+    /// only when somebody asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watch_seconds: Option<NonZeroU64>,
 }
 
 impl Default for ServerConfig {
@@ -82,7 +88,9 @@ impl Default for ServerConfig {
             allow_anyone: false,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
+            image_prefixes: Vec::new(),
             drain_seconds: 30,
+            watch_seconds: None,
         }
     }
 }
@@ -128,6 +136,8 @@ pub struct Limits {
     pub head_seconds: NonZeroU64,
     /// How long its body may take, in seconds.
     pub body_seconds: NonZeroU64,
+    /// How long all pictures of one request may take to be fetched (`server.image_prefixes`), in seconds.
+    pub image_seconds: NonZeroU64,
     /// How long a reply may wait for its first token, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_token_seconds: Option<NonZeroU64>,
@@ -158,6 +168,7 @@ impl Default for Limits {
             rooms_bytes: some(512 << 20),
             head_seconds: seconds(30),
             body_seconds: seconds(60),
+            image_seconds: seconds(10),
             first_token_seconds: None,
             reply_seconds: seconds(600),
         }
@@ -258,7 +269,7 @@ pub struct SchedulerSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdaptersConfig {
-    /// Folders of PEFT folders; each is an adapter under its folder's name. No adapter outside of them is ever read.
+    /// Folders of PEFT folders and GGUF files; each is an adapter under its name. No adapter outside of them is ever read.
     pub folders: Vec<PathBuf>,
 }
 
@@ -317,6 +328,11 @@ impl Config {
             if host.is_none_or(|host| host.is_empty() || host.contains('/')) {
                 let key = format!("server.allowed_origins[{index}]");
                 return wrong(&key, "an origin is a scheme and a host, such as https://chat.example.org");
+            }
+        }
+        for (index, prefix) in self.server.image_prefixes.iter().enumerate() {
+            if let Err(message) = crate::remote::Prefix::parse(prefix) {
+                return wrong(&format!("server.image_prefixes[{index}]"), message);
             }
         }
         for (index, host) in self.server.allowed_hosts.iter().enumerate() {
@@ -432,6 +448,7 @@ mod tests {
             ("[scheduler]\ngpu_time_share = 1.5\n", "scheduler.gpu_time_share", "2"),
             ("[sampling]\ntop_p = 2.0\n", "sampling.top_p", "2"),
             ("[server]\nallowed_origins = [\"https://a\", \"ftp://b\"]\n", "server.allowed_origins[1]", "2"),
+            ("[server]\nimage_prefixes = [\"https://a/b\"]\n", "server.image_prefixes[0]", "2"),
             (
                 &format!("{persona}adapters = [{{ name = \"x\", scale = \"big\" }}]\n"),
                 "persona[0].adapters[0].scale",

@@ -22,6 +22,8 @@ pub(crate) enum Outcome {
     Cancelled,
     /// With an error.
     Failed,
+    /// It was none: there was no room for it.
+    Refused,
 }
 
 /// The numbers of one persona.
@@ -138,6 +140,10 @@ impl Drop for ReplyMeter {
             Outcome::Finished => &mut counts.finished,
             Outcome::Cancelled => &mut counts.cancelled,
             Outcome::Failed => &mut counts.failed,
+            Outcome::Refused => {
+                counts.refused += 1;
+                return;
+            }
         } += 1;
         counts.prompt_tokens += self.usage.prompt_tokens as u64;
         counts.reused_tokens += self.usage.reused_tokens as u64;
@@ -149,6 +155,7 @@ impl Drop for ReplyMeter {
             Outcome::Finished => "finished",
             Outcome::Cancelled => "cancelled",
             Outcome::Failed => "failed",
+            Outcome::Refused => "refused",
         };
         self.span.end(Closing { outcome, reason: self.reason, usage: self.usage });
         let persona = &self.persona;
@@ -231,7 +238,11 @@ mod tests {
         let mut gone = meter.reply("ada", Instant::now());
         gone.tokens(4);
         drop(gone);
+        let mut refused = meter.reply("ada", Instant::now());
+        refused.ended(Outcome::Refused, Usage::default());
+        drop(refused);
         let counts = meter.counts();
+        assert_eq!(counts.refused, 1);
         assert_eq!((counts.active, counts.finished, counts.cancelled, counts.failed), (0, 1, 1, 0));
         assert_eq!((counts.prompt_tokens, counts.reused_tokens, counts.completion_tokens), (5, 2, 7));
         assert_eq!((counts.first_token.count, counts.inter_token.count, counts.duration.count), (2, 1, 2));

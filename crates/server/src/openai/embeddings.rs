@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Request, State};
+use axum::http::StatusCode;
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -68,8 +69,10 @@ pub(crate) async fn handle(State(app): State<Arc<Shared>>, request: Request) -> 
     });
     let embedded: Result<Vec<Vec<f32>>, _> = stream::iter(embed).buffered(SIDE_BY_SIDE).try_collect().await;
     let embedded = embedded.map_err(|error| {
-        meter.ended(Outcome::Failed, Usage::default());
-        Failure::from(error)
+        let failure = Failure::from(error);
+        let refused = failure.status() == StatusCode::TOO_MANY_REQUESTS;
+        meter.ended(if refused { Outcome::Refused } else { Outcome::Failed }, Usage::default());
+        failure
     })?;
     meter.ended(Outcome::Finished, usage);
     drop(seat);

@@ -14,8 +14,11 @@ mod operations;
 mod page;
 mod personas;
 mod refusals;
+mod reload;
+mod remote;
 mod responses;
 mod rooms;
+mod security;
 mod streams;
 #[cfg(feature = "otel")]
 mod telemetry;

@@ -90,6 +90,15 @@ pub enum Command {
 }
 
 impl Command {
+    /// How the log is written.
+    pub fn log_format(&self) -> crate::output::LogFormat {
+        match self {
+            #[cfg(feature = "server")]
+            Self::Serve(args) => args.log_format,
+            _ => crate::output::LogFormat::Text,
+        }
+    }
+
     /// What is logged when nobody asked for more.
     pub fn quiet_logs(&self) -> &'static str {
         // llama.cpp warns of every file that is as it should be; what fails comes back as an error.

@@ -31,7 +31,7 @@ use args::{Cli, Command};
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
-    output::init_logs(cli.verbose, cli.command.quiet_logs());
+    output::init_logs(cli.verbose, cli.command.quiet_logs(), cli.command.log_format());
     let outcome = match &cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),

@@ -26,8 +26,18 @@ pub fn styled(style: Style, text: &str) -> String {
     format!("{style}{text}{style:#}")
 }
 
+/// How the log is written.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line, for programs that collect logs.
+    Json,
+}
+
 /// Logs go to stderr: `quiet` by default, more with `-v`; `CONSORT_LOG` takes a filter.
-pub fn init_logs(verbose: u8, quiet: &str) {
+pub fn init_logs(verbose: u8, quiet: &str, format: LogFormat) {
     let default = match verbose {
         0 => quiet,
         1 => "info",
@@ -37,7 +47,11 @@ pub fn init_logs(verbose: u8, quiet: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CONSORT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     // A second initialisation can only come from a test that calls this twice; the first one stays.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(anstream::stderr).try_init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(anstream::stderr);
+    let _ = match format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
 }
 
 /// Shows an error with its context, line by line, and what to do where the kind tells.

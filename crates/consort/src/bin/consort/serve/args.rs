@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::model_args::ModelArgs;
+use crate::output::LogFormat;
 
 /// What `--help` shows at the end.
 pub const HELP: &str = "\
@@ -17,7 +18,8 @@ Examples:
   curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{\"model\": \"etude\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'
 
-Flags go before the file. SIGTERM and Ctrl-C let running replies end; a second one cuts them.";
+Flags go before the file. SIGHUP reads personas, adapters and API keys again; no reply notices. SIGTERM and Ctrl-C let
+running replies end; a second one cuts them.";
 
 /// Arguments of `consort serve`.
 #[derive(Args, Clone, Debug)]
@@ -40,12 +42,18 @@ pub struct ServeArgs {
     /// Listen beyond this machine without an API key.
     #[arg(long)]
     pub allow_anyone: bool,
-    /// A folder of PEFT folders, each an adapter under its name. Repeat for several.
+    /// A folder of PEFT folders and GGUF files, each an adapter under its name. Repeat for several.
     #[arg(long, value_name = "DIR")]
     pub adapters: Vec<PathBuf>,
     /// The name by which clients ask for the model. Default: the file's, in small letters.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Print a description of all addresses (OpenAPI 3.1, JSON), and serve nothing.
+    #[arg(long, exclusive = true)]
+    pub print_openapi: bool,
+    /// How the log is written, on stderr. In neither form it holds anything that was said.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
     #[command(flatten)]
     pub model: ModelArgs,
 }

@@ -21,8 +21,12 @@ const THREADS: usize = 2;
 
 /// Serves until the process is asked to end.
 pub fn run(args: &ServeArgs) -> Result<()> {
+    if args.print_openapi {
+        return say(&format!("{:#}", consort::server::openapi()));
+    }
     let plan = Plan::of_args(args)?;
     let model = plan.load.model.clone();
+    let source = Plan::source(args, &plan.config);
     let backend = consort::load(plan.load)?;
     let (tokenizer, template) = consort::open_text(&model)?;
     let text = TextFloor { tokenizer: Some(tokenizer), template };
@@ -33,7 +37,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     })?;
     runtime.block_on(async {
         let parts = Parts { backend, text, config: plan.config, keys: plan.keys, adapters: plan.adapters };
-        let app = App::open(parts).await?;
+        let app = App::open(parts).await?.with_source(source);
         let server = Server::bind(app, &plan.listen).await?;
         anstream::eprint!("{}", session::evidence_lines(&evidence));
         // On the standard output, a line each: scripts read it to learn the port.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use consort::server::{AdapterLibrary, Config, Keys, Listen, SchedulerSettings};
+use consort::server::{AdapterLibrary, Config, Fresh, Keys, Listen, SchedulerSettings, Source};
 use consort::{LoadConfig, ModelFiles, bundled};
 use consort_core::{DevicePolicy, Error, Result};
 use consort_scheduler::SchedulerConfig;
@@ -52,6 +52,17 @@ impl Plan {
             (listen, socket) => Listen { tcp: *listen, socket: socket.clone() },
         };
         Ok(plan)
+    }
+
+    /// Where the same can be read again while the server runs.
+    pub fn source(args: &ServeArgs, config: &Config) -> Source {
+        let files = args.config.iter().chain(&config.server.api_key_file).cloned().collect();
+        let args = args.clone();
+        let read = move || {
+            let Self { config, keys, adapters, .. } = Self::of_args(&args)?;
+            Ok(Fresh { config, keys, adapters })
+        };
+        Source { read: Box::new(read), files }
     }
 
     /// Of a configuration alone.
