@@ -89,7 +89,7 @@ fn exchange(mut stream: impl Read + Write, request: &str) -> String {
     answer
 }
 
-fn story(model: &str, more: Value) -> String {
+fn story(model: &str, more: &Value) -> String {
     let mut body = json!({
         "model": model, "stream": true, "temperature": 0, "chat_template_kwargs": { "enable_thinking": false },
         "messages": [{ "role": "user", "content": "Tell me a story about a fox." }],
@@ -110,10 +110,10 @@ fn a_reply_that_runs_ends_properly_after_sigterm() {
     let mut served = Served::start(&["--listen", "127.0.0.1:0"]);
     let address = served.tcp();
     let connect = || TcpStream::connect(&address).unwrap();
-    let whole = exchange(connect(), &request("/v1/chat/completions", &story("pirate", json!({})), ""));
+    let whole = exchange(connect(), &request("/v1/chat/completions", &story("pirate", &json!({})), ""));
     assert!(said(&whole).starts_with("Arr") && whole.contains("data: [DONE]"), "{whole}");
     let mut stream = connect();
-    stream.write_all(request("/v1/chat/completions", &story("pirate", json!({})), "").as_bytes()).unwrap();
+    stream.write_all(request("/v1/chat/completions", &story("pirate", &json!({})), "").as_bytes()).unwrap();
     let mut first = [0; 64];
     stream.read_exact(&mut first).unwrap();
     served.signal("TERM");
@@ -134,7 +134,7 @@ fn a_second_signal_cuts() {
     let address = served.tcp();
     let mut stream = TcpStream::connect(&address).unwrap();
     // Longer than the test waits.
-    let long = story("etude", json!({ "ignore_eos": true, "n": 12 }));
+    let long = story("etude", &json!({ "ignore_eos": true, "n": 12 }));
     stream.write_all(request("/v1/chat/completions", &long, "").as_bytes()).unwrap();
     let mut first = [0; 64];
     stream.read_exact(&mut first).unwrap();
@@ -167,7 +167,7 @@ fn a_configuration_makes_personas_and_demands_a_key() {
     let ask = |headers: &str| {
         exchange(
             UnixStream::connect(&socket).unwrap(),
-            &request("/v1/chat/completions", &story("ben", json!({})), headers),
+            &request("/v1/chat/completions", &story("ben", &json!({})), headers),
         )
     };
     assert!(ask("").starts_with("HTTP/1.1 401 "));
@@ -211,7 +211,7 @@ fn a_log_in_json_has_one_object_a_line_and_nothing_that_was_said() {
     let address = served.tcp();
     let answer = exchange(
         TcpStream::connect(&address).unwrap(),
-        &request("/v1/chat/completions", &story("pirate", json!({})), ""),
+        &request("/v1/chat/completions", &story("pirate", &json!({})), ""),
     );
     assert!(said(&answer).starts_with("Arr"), "{answer}");
     served.signal("TERM");
