@@ -211,7 +211,7 @@ fn a_log_in_json_has_one_object_a_line_and_nothing_that_was_said() {
     let address = served.tcp();
     let answer = exchange(
         TcpStream::connect(&address).unwrap(),
-        &request("/v1/chat/completions", &story("pirate", json!({})), ""),
+        &request("/v1/chat/completions", &story("pirate", &json!({})), ""),
     );
     assert!(said(&answer).starts_with("Arr"), "{answer}");
     served.signal("TERM");
