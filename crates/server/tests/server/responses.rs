@@ -197,7 +197,7 @@ async fn log_probabilities_are_those_of_the_text() {
     let part = &thinking["output"][1]["content"][0];
     let tokens: String =
         part["logprobs"].as_array().unwrap().iter().map(|token| token["token"].as_str().unwrap()).collect();
-    assert_eq!(tokens.trim_start(), part["text"].as_str().unwrap(), "{part}");
+    assert_eq!(tokens, part["text"].as_str().unwrap(), "{part}");
     assert!(
         part["logprobs"].as_array().unwrap().iter().all(|token| token["top_logprobs"].as_array().unwrap().len() == 2)
     );
@@ -414,6 +414,7 @@ async fn what_fails_in_the_middle_has_failed() {
     let schema = json!({ "type": "string", "minLength": 100_000 });
     let more = json!({ "stream": true, "temperature": 1, "text": { "format": { "type": "json_schema", "name": "x", "schema": schema } } });
     let asks = (0..8).map(|_| client.post(RESPONSES, body("Tell me a story about a fox.", &more)));
+    let mut failed = 0;
     for answer in futures_util::future::join_all(asks).await {
         let events = events(&answer);
         let last = events.last().unwrap();
@@ -427,5 +428,7 @@ async fn what_fails_in_the_middle_has_failed() {
             "{last}"
         );
         assert_eq!(last["response"]["error"]["code"], "server_error");
+        failed += 1;
     }
+    assert!(failed > 0, "all of them had time enough");
 }

@@ -16,7 +16,7 @@ pub(super) struct Output {
     open: Option<Item>,
     /// Whether log probabilities were asked for.
     logprobs: bool,
-    /// Those of tokens whose text has not come yet.
+    /// Those of tokens whose text has not come yet. Few: text waits for what may be a tag or the rest of a character.
     waiting: Vec<Value>,
 }
 
@@ -155,7 +155,10 @@ impl Output {
         }
         fields.insert("delta".into(), text.into());
         if let Kind::Message { logprobs } = &mut item.kind {
-            let new = std::mem::take(&mut self.waiting);
+            let mut new = std::mem::take(&mut self.waiting);
+            if logprobs.is_empty() {
+                new.drain(..before(&new, text.as_bytes()));
+            }
             logprobs.extend(new.iter().cloned());
             fields.insert("logprobs".into(), new.into());
         }
@@ -195,10 +198,32 @@ impl Output {
     }
 }
 
+/// How many of these tokens come before the one with which a text begins: tags, and line breaks beside them.
+fn before(tokens: &[Value], text: &[u8]) -> usize {
+    let (mut spelled, mut begins) = (Vec::new(), Vec::with_capacity(tokens.len()));
+    for token in tokens {
+        begins.push(spelled.len());
+        let bytes = token["bytes"].as_array().into_iter().flatten();
+        spelled.extend(bytes.filter_map(|byte| byte.as_u64().and_then(|byte| u8::try_from(byte).ok())));
+    }
+    begins.iter().position(|begin| spelled.get(*begin..).is_some_and(|rest| rest.starts_with(text))).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_text_begins_with_its_first_token() {
+        let token = |text: &str| json!({ "token": text, "bytes": text.as_bytes() });
+        let tokens = ["</think>", "\n\n", "I", " am"].map(token);
+        assert_eq!(before(&tokens, b"I am"), 2);
+        assert_eq!(before(&tokens, b"I"), 2, "what comes after it is held back");
+        assert_eq!(before(&tokens[2..], b"I a"), 0);
+        assert_eq!(before(&tokens, b"something else"), 0);
+        assert_eq!(before(&[], b"I"), 0);
+    }
 
     #[test]
     fn each_item_is_added_and_done_in_its_place() {
