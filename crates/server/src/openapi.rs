@@ -157,19 +157,26 @@ mod tests {
             ..LoadConfig::new(ModelFiles::Bundled)
         };
         let (tokenizer, template) = consort::open_text(&ModelFiles::Bundled).unwrap();
-        App::open(Parts {
+        let app = App::open(Parts {
             backend: consort::load(load).unwrap(),
             text: TextFloor { tokenizer: Some(tokenizer), template },
-            config: Config::default(),
+            config: Config::parse("[[persona]]\nname = \"ada\"\n[[persona]]\nname = \"bo\"\n").unwrap(),
             keys: Keys::none(),
             adapters: AdapterLibrary::new(bundled::ADAPTERS.map(|a| (a.name.to_owned(), a.files())), &[]).unwrap(),
         })
         .await
-        .unwrap()
+        .unwrap();
+        let (status, answer) = asked(&app, "post", "/v1/rooms", &json!({ "participants": ["ada"] })).await;
+        assert_eq!(status, 201, "{answer}");
+        app
     }
 
     async fn asked(app: &App, method: &str, path: &str, body: &Value) -> (u16, Value) {
-        let path = path.replace("{name}", "x").replace("{id}", "x").replace("{image_id}", "x");
+        let mut path = path.replace("{name}", "x");
+        if path.contains("{room}") {
+            let rooms = Box::pin(asked(app, "get", "/v1/rooms", &json!({}))).await.1;
+            path = path.replace("{room}", rooms["data"][0]["id"].as_str().unwrap());
+        }
         let request = Request::builder().method(method.to_uppercase().as_str()).uri(path).header("host", "localhost");
         let request = request.header("content-type", "application/json").body(Body::from(body.to_string())).unwrap();
         let response = app.router(Transport::Tcp).oneshot(request).await.unwrap();
@@ -180,7 +187,9 @@ mod tests {
 
     #[test]
     fn each_address_is_described_and_nothing_else_is() {
-        assert_eq!(described(&openapi()), routed());
+        // The files of the page are no part of the API.
+        let page = crate::page::PATHS.map(|path| (path.to_owned(), "get".to_owned()));
+        assert_eq!(described(&openapi()), &routed() - &page.into());
     }
 
     #[test]
@@ -250,7 +259,8 @@ mod tests {
             let mut body = examples[0].clone();
             body["no_such_field"] = json!(1);
             let (status, answer) = asked(&app, &method, &path, &body).await;
-            assert_eq!((status, answer["error"]["param"].as_str()), (400, Some("no_such_field")), "{method} {path}");
+            let message = answer["error"]["message"].as_str().unwrap_or_default();
+            assert!(status == 400 && message.contains("no_such_field"), "{method} {path}: {answer}");
         }
     }
 }

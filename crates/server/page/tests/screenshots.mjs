@@ -37,9 +37,11 @@ export async function takeScreenshots(browser, folder, url) {
         if (!shot.phone) await ask(page, "Where is the star?");
         // The status is asked every second or two; the charts have then seen what was said.
         await page.waitForTimeout(4500);
-        if (!shot.phone) await ask(page, "What colour is the circle?");
-        if (!shot.phone) await page.locator(".scroller").evaluate((box) => box.scrollTo(0, 0));
+        if (!shot.phone) await ask(page, "How many objects are there?");
         await page.waitForTimeout(2500);
+        if (!shot.phone)
+            await page.locator(".scroller").evaluate((box) => box.scrollTo({ top: 0, behavior: "instant" }));
+        await page.waitForTimeout(300);
         const path = join(folder, shot.name);
         await writeFile(path, await page.screenshot());
         sizes[shot.name] = (await stat(path)).size;

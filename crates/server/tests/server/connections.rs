@@ -141,8 +141,9 @@ async fn what_is_cut_ends_with_what_it_has() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_room_that_is_cut_ends_with_what_it_has() {
-    let persona =
-        |name: &str| format!("[[persona]]\nname = \"{name}\"\nthinking = false\nsampling = {{ temperature = 50 }}\n");
+    let persona = |name: &str| {
+        format!("[[persona]]\nname = \"{name}\"\nthinking = false\nsampling = {{ temperature = 50, seed = 6 }}\n")
+    };
     let server = running(&format!("[server]\ndrain_seconds = 0\n{}{}", persona("ada"), persona("ben"))).await;
     let room = json!({ "participants": ["ada", "ben"], "mode": "in_turn" });
     let room = server.client.post("/v1/rooms", room).await.json()["id"].as_str().unwrap().to_owned();

@@ -127,12 +127,17 @@ function Actions({ reply, room, newest }: { reply: Reply; room: OpenRoom; newest
     );
 }
 
+/** Milliseconds. */
+const SHORTEST_THOUGHT = 100;
+
 function Reasoning({ reply }: { reply: Reply }) {
     const text = reply.reasoning.value;
     const unfolded = useSignal(false);
     if (text === "") return null;
     const thinking = reply.live.value && reply.text.value === "";
     const took = reply.reasonedFor.value;
+    // The page's own clock: of what came at once it would tell the network's time, not the model's.
+    const timed = took !== undefined && took >= SHORTEST_THOUGHT;
     return (
         <details
             class={thinking ? "reasoning is-thinking" : "reasoning"}
@@ -143,7 +148,7 @@ function Reasoning({ reply }: { reply: Reply }) {
         >
             <summary>
                 <Icon name="chevron" />
-                {thinking ? "Thinking…" : took === undefined ? "Reasoning" : `Reasoned for ${milliseconds(took)}`}
+                {thinking ? "Thinking…" : timed ? `Reasoned for ${milliseconds(took)}` : "Reasoning"}
             </summary>
             {unfolded.value && <div class="reasoning-text">{text}</div>}
         </details>
