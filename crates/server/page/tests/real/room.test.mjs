@@ -30,7 +30,8 @@ let consort;
 let url;
 before(async () => {
     browser = await launch();
-    consort = new Consort();
+    // At its full speed it would have said all before the page is drawn once.
+    consort = new Consort({ share: 0.1 });
     url = await consort.listen();
 });
 after(async () => {
@@ -74,7 +75,7 @@ test("three see a dropped picture, side by side, each in its own way", async (t)
     await give(page, "drop", [{ name: "scene.png", type: "image/png", bytes: await taught(page) }]);
     await page.getByText("scene.png").waitFor();
     await say(page, "What do you see?");
-    await silence(page);
+    await silence(page, 60_000);
     for (const name of ["Ada", "Ben", "Clara"]) {
         assert.match(await words(page, name), SEEN, name);
         const figures = await card(page, name).locator(".figures dd").allTextContents();
@@ -95,7 +96,7 @@ test("three see a dropped picture, side by side, each in its own way", async (t)
     assert.equal(new Set(columns.map(([x]) => x)).size, 3, "beside each other");
     // The talk goes on, and the picture is remembered.
     await say(page, "What colour is the circle?");
-    await silence(page);
+    await silence(page, 60_000);
     assert.equal(await words(page, "Ada"), "The circle is red.");
     assert.equal(await words(page, "Ben"), "Arr, the circle is red, matey.");
     assert.equal(await words(page, "Clara"), "Certainly, sir. The circle is red. At your service.");
@@ -119,10 +120,10 @@ test("in turn, one after another", async (t) => {
     await give(page, "drop", [{ name: "scene.png", type: "image/png", bytes: await taught(page) }]);
     await page.getByText("scene.png").waitFor();
     await say(page, "What do you see?");
-    await silence(page);
+    await silence(page, 60_000);
     for (const name of ["Ada", "Ben", "Clara"]) assert.match(await words(page, name), SEEN, name);
     assert.match(await words(page, "Ben"), /^Arr, .*matey\.$/);
-    assert.equal(await most(), 1, "one speaks at a time");
+    assert.equal(await most(), 1, "one speaks at a time, and is seen to");
     const heights = await page
         .locator(".in-turn article")
         .evaluateAll((cards) => cards.map((one) => one.getBoundingClientRect().y));
@@ -144,7 +145,7 @@ test("adapters are picked, and the next reply speaks with them", async (t) => {
     await dialog.getByRole("button", { name: "Save" }).click();
     await dialog.waitFor({ state: "detached" });
     await say(page, "Tell me a story about a fox.");
-    await silence(page);
+    await silence(page, 60_000);
     assert.match(await words(page, "Ada"), /^Certainly, sir\./);
     assert.equal(await card(page, "Ada").locator("header .adapters").textContent(), "with butler");
     const ada = await api("/v1/personas/Ada");
@@ -167,7 +168,7 @@ test("adapters are picked, and the next reply speaks with them", async (t) => {
 });
 
 test("one who never ends is stopped, and what it said stays", async (t) => {
-    const slow = new Consort({ share: 0.05 });
+    const slow = new Consort({ share: 0.1 });
     t.after(() => slow.down());
     const at = await slow.listen();
     // So hot that every token is as likely as any other; the seed is one with which it says more than a thousand.
@@ -184,22 +185,23 @@ test("one who never ends is stopped, and what it said stays", async (t) => {
     const begin = async (name) => {
         await roomNamed(page, name).click();
         await say(page, "What is your name?");
-        await eventually("it speaks", async () => (await card(page, "Endless").locator(".prose").count()) === 1);
+        const speaks = async () => (await card(page, "Endless").locator(".prose").count()) === 1;
+        await eventually("it speaks", speaks, 30_000);
     };
     await begin(/^A stop/);
     await page.getByRole("button", { name: "Stop Endless" }).click();
     await card(page, "Endless").getByText("Stopped", { exact: true }).waitFor();
-    await silence(page);
+    await silence(page, 60_000);
     assert.match(await words(page, "Clara"), /Clara/);
     const kept = await last(rooms[0]);
     assert.ok(kept.stopped && kept.content.length > 0 && kept.usage.completion_tokens > 0);
     await begin(/^An escape/);
     await page.keyboard.press("Escape");
-    await silence(page);
+    await silence(page, 60_000);
     assert.equal((await last(rooms[1])).reason, "cancelled");
     await begin(/^A page that closes/);
     await page.goto("about:blank");
-    await eventually("nobody runs", async () => (await api("/v1/status", { at })).metrics.running === 0);
+    await eventually("nobody runs", async () => (await api("/v1/status", { at })).metrics.running === 0, 30_000);
     assert.equal((await last(rooms[2])).stopped, true);
 });
 
@@ -215,7 +217,7 @@ test("the engine: evidence and figures of the server that runs", async (t) => {
     const status = await api("/v1/status");
     await engine.getByText(status.evidence.device_name).waitFor();
     await say(page, "Hello!");
-    await silence(page);
+    await silence(page, 60_000);
     await eventually("the charts move", async () => {
         const labels = await engine
             .getByRole("img")
@@ -245,7 +247,7 @@ test("by keyboard, in dark and light, on a phone: readable, and nothing for axe 
                 await composer(page).fill("What do you see?");
                 await page.getByRole("button", { name: "Send", exact: true }).tap();
             }
-            await silence(page);
+            await silence(page, 60_000);
             assert.equal(await live(page), 0);
             const wide = await page.evaluate(
                 () => document.documentElement.scrollWidth > document.documentElement.clientWidth,
