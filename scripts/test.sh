@@ -2,7 +2,8 @@
 # Everything that must hold before a change lands, one stage after another, with the time of each.
 #
 # Needs: Rust, and nothing else that is not installed here: `cargo-deny` from crates.io, and what llama.cpp's engine is built with
-# (cmake, clang, ccache) from Debian's packages, each when it is missing.
+# (cmake, clang, ccache) and the server's clients (Node.js, npm, Python's venv, Chromium) from Debian's packages, each when it is
+# missing. The clients themselves come from PyPI and npm into folders that are thrown away.
 # The cases of the family's real vocabulary and chat template run when CONSORT_FAMILY_DATA names the folder that holds
 # them; without it the tests print how many cases were not run.
 set -euo pipefail
@@ -18,9 +19,9 @@ stage() {
     shift
     printf '\n== %s: %s\n' "$name" "$*"
     if "$@" 2>&1 | tee "$log_dir/$name.log"; then
-        summary+=("$(printf '%-8s ok      %5d s' "$name" $((SECONDS - start)))")
+        summary+=("$(printf '%-12s ok      %5d s' "$name" $((SECONDS - start)))")
     else
-        summary+=("$(printf '%-8s FAILED  %5d s' "$name" $((SECONDS - start)))")
+        summary+=("$(printf '%-12s FAILED  %5d s' "$name" $((SECONDS - start)))")
         finish 1
     fi
 }
@@ -40,13 +41,17 @@ finish() {
     exit "$1"
 }
 
-# What llama.cpp's engine is compiled with. The default build needs none of it.
-install_build_tools() {
+# What llama.cpp's engine is compiled with, and what the server's clients run on. The default build needs none of it.
+install_tools() {
     local missing=()
     command -v cmake >/dev/null || missing+=(cmake)
     command -v ccache >/dev/null || missing+=(ccache)
     # The binding generates its declarations with libclang and clang's headers.
     command -v clang >/dev/null && ldconfig -p 2>/dev/null | grep -q 'libclang[-.0-9]*so' || missing+=(clang libclang-dev)
+    # The server is asked by clients of other languages, and its page is looked at.
+    command -v npm >/dev/null || missing+=(nodejs npm)
+    command -v "${CHROMIUM:-/usr/bin/chromium}" >/dev/null || missing+=(chromium)
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     if [ "$(uname)" != Linux ] || [ ${#missing[@]} -eq 0 ]; then
         return
     fi
@@ -70,13 +75,17 @@ fi
 
 # A failed assertion of llama.cpp should end its test, and start no debugger.
 export GGML_NO_BACKTRACE=1
-# Every engine that this script can build.
-features=consort/llamacpp,consort-behavior/llamacpp
+# Every engine that this script can build, and what of the server is not in the default build.
+features=consort/llamacpp,consort/otel,consort-behavior/llamacpp
 
 stage fmt cargo fmt --all --check
-stage tools install_build_tools
+stage tools install_tools
 stage clippy cargo clippy --workspace --all-targets --features "$features" --locked -- -D warnings
 stage test cargo test --workspace --features "$features" --locked --no-fail-fast
+consort=${CARGO_TARGET_DIR:-target}/debug/consort
+stage clients bash tests/clients/run.sh "$consort"
+stage schemathesis bash tests/schemathesis/run.sh "$consort"
+stage page env CONSORT="$consort" bash scripts/page.sh
 stage doc env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --features "$features" --no-deps --locked
 stage deny-tool install_cargo_deny
 stage deny cargo deny --locked check licenses bans sources
