@@ -74,6 +74,7 @@ mod reply;
 mod rooms;
 mod router;
 mod sampling;
+mod script;
 mod serve;
 mod shutdown;
 #[cfg(unix)]

@@ -150,15 +150,3 @@ fn finish_reason(why: &Why) -> &'static str {
         Why::Length => "length",
     }
 }
-
-/// Replies as they come, each part with the place of its reply.
-pub(crate) type Merged = futures_util::stream::SelectAll<futures_util::stream::BoxStream<'static, Part>>;
-
-/// A part of one of several replies.
-pub(crate) type Part = (usize, Result<crate::reply::Heard, Failure>);
-
-/// Reads several replies side by side. Dropping it cancels them.
-pub(crate) fn merged(replies: Vec<Reply>) -> Merged {
-    let numbered = |(index, reply): (usize, Reply)| reply.map(move |heard| (index, heard)).boxed();
-    futures_util::stream::select_all(replies.into_iter().enumerate().map(numbered))
-}

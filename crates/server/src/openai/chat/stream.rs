@@ -1,19 +1,18 @@
 //! A chat completion as it comes.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use axum::response::Response;
 use consort_core::Usage;
-use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::{Envelope, Merged, call_id, finish_reason, merged};
+use super::{Envelope, call_id, finish_reason};
 use crate::app::Shared;
 use crate::delta::{Delta, Progress};
+use crate::error::Failure;
 use crate::openai::common;
-use crate::reply::Reply;
+use crate::reply::{Heard, Reply};
+use crate::script::{Page, Script, perform};
 use crate::sse;
 
 /// Sends replies as events: for each a first one with the role, then what it says, then why it ended; at the end what they
@@ -26,68 +25,31 @@ pub(super) fn response(
     logprobs: bool,
 ) -> Response {
     let progress = replies.iter().map(|_| Progress::default()).collect();
-    let script = Script {
-        app,
-        envelope,
-        replies: merged(replies),
-        progress,
-        usage,
-        logprobs,
-        ready: VecDeque::new(),
-        over: false,
-    };
-    let events = futures_util::stream::unfold(script, |mut script| async move {
-        let event = script.next().await?;
-        Some((event, script))
-    });
-    sse::response(events)
+    perform(replies, Written { app, envelope, progress, usage, logprobs })
 }
 
-struct Script {
+struct Written {
     app: Arc<Shared>,
     envelope: Envelope,
-    replies: Merged,
     progress: Vec<Progress>,
     usage: bool,
     logprobs: bool,
-    /// Events that wait to be sent.
-    ready: VecDeque<Bytes>,
-    over: bool,
 }
 
-impl Script {
-    async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
-            }
-            if self.over {
-                return None;
-            }
-            match self.replies.next().await {
-                Some((index, Ok(heard))) => self.hear(index, heard),
-                Some((_, Err(failure))) => {
-                    self.over = true;
-                    self.ready.push_back(sse::data(&failure.openai()));
-                }
-                None => self.end(),
-            }
-        }
-    }
-
-    fn hear(&mut self, index: usize, heard: crate::reply::Heard) {
+impl Script for Written {
+    fn hear(&mut self, index: usize, heard: Heard, page: &mut Page) {
         let Some(progress) = self.progress.get_mut(index) else { return };
         let first = progress.started.is_none();
         let (deltas, positions) = progress.hear(heard);
         let (begun, ended) = (progress.started.is_some(), progress.ended.clone());
         if first && begun {
-            self.send(index, &json!({ "role": "assistant", "content": "" }), None, &Value::Null);
+            self.send(page, index, &json!({ "role": "assistant", "content": "" }), None, &Value::Null);
         }
         // Log probabilities belong to tokens, and not to the pieces of text that these became: they go with the first.
         let mut logprobs = (self.logprobs && !positions.is_empty())
             .then(|| json!({ "content": common::chat_logprobs(&self.app, &positions), "refusal": null }));
         if deltas.is_empty() && logprobs.is_some() {
-            self.send(index, &json!({}), None, &logprobs.take().unwrap_or_default());
+            self.send(page, index, &json!({}), None, &logprobs.take().unwrap_or_default());
         }
         for delta in deltas {
             let delta = match delta {
@@ -100,24 +62,18 @@ impl Script {
                     json!({ "tool_calls": [{ "index": index, "function": { "arguments": json } }] })
                 }
             };
-            self.send(index, &delta, None, &logprobs.take().unwrap_or_default());
+            self.send(page, index, &delta, None, &logprobs.take().unwrap_or_default());
         }
         if let Some(ended) = ended {
-            self.send(index, &json!({}), Some(finish_reason(&ended.why)), &Value::Null);
+            self.send(page, index, &json!({}), Some(finish_reason(&ended.why)), &Value::Null);
         }
     }
 
-    fn send(&mut self, index: usize, delta: &Value, finish_reason: Option<&str>, logprobs: &Value) {
-        let choice = json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason });
-        let mut chunk = self.envelope.object("chat.completion.chunk", &json!([choice]));
-        if let (true, Some(fields)) = (self.usage, chunk.as_object_mut()) {
-            fields.insert("usage".into(), Value::Null);
-        }
-        self.ready.push_back(sse::data(&chunk));
+    fn fail(&mut self, failure: &Failure, page: &mut Page) {
+        page.write(sse::data(&failure.openai()));
     }
 
-    fn end(&mut self) {
-        self.over = true;
+    fn end(&mut self, page: &mut Page) {
         if self.usage {
             let ended = self.progress.iter().filter_map(|progress| progress.ended.as_ref());
             let took: Vec<(Usage, usize)> = ended.map(|ended| (ended.usage, ended.reasoning_tokens)).collect();
@@ -126,8 +82,19 @@ impl Script {
             if let Some(fields) = chunk.as_object_mut() {
                 fields.insert("usage".into(), common::usage(&took, &prompts));
             }
-            self.ready.push_back(sse::data(&chunk));
+            page.write(sse::data(&chunk));
         }
-        self.ready.push_back(sse::DONE);
+        page.write(sse::DONE);
+    }
+}
+
+impl Written {
+    fn send(&self, page: &mut Page, index: usize, delta: &Value, finish_reason: Option<&str>, logprobs: &Value) {
+        let choice = json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason });
+        let mut chunk = self.envelope.object("chat.completion.chunk", &json!([choice]));
+        if let (true, Some(fields)) = (self.usage, chunk.as_object_mut()) {
+            fields.insert("usage".into(), Value::Null);
+        }
+        page.write(sse::data(&chunk));
     }
 }

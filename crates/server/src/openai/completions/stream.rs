@@ -1,18 +1,17 @@
 //! Completions as they come.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use axum::response::Response;
 use consort_core::Usage;
-use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::choice::Choice;
 use crate::app::Shared;
-use crate::openai::chat::{Envelope, Merged, merged};
+use crate::error::Failure;
+use crate::openai::chat::Envelope;
 use crate::reply::{Heard, Reply};
+use crate::script::{Page, Script, perform};
 use crate::sse;
 
 /// Sends continuations as events, at the end what they took, if that was asked for, and `[DONE]`.
@@ -24,47 +23,19 @@ pub(super) fn response(
     each: usize,
     usage: bool,
 ) -> Response {
-    let script =
-        Script { app, envelope, replies: merged(replies), choices, each, usage, ready: VecDeque::new(), over: false };
-    let events = futures_util::stream::unfold(script, |mut script| async move {
-        let event = script.next().await?;
-        Some((event, script))
-    });
-    sse::response(events)
+    perform(replies, Written { app, envelope, choices, each, usage })
 }
 
-struct Script {
+struct Written {
     app: Arc<Shared>,
     envelope: Envelope,
-    replies: Merged,
     choices: Vec<Choice>,
     each: usize,
     usage: bool,
-    ready: VecDeque<Bytes>,
-    over: bool,
 }
 
-impl Script {
-    async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
-            }
-            if self.over {
-                return None;
-            }
-            match self.replies.next().await {
-                Some((index, Ok(heard))) => self.hear(index, heard),
-                Some((_, Err(failure))) => {
-                    self.over = true;
-                    self.ready.push_back(sse::data(&failure.openai()));
-                }
-                None => self.end(),
-            }
-        }
-    }
-
-    fn hear(&mut self, index: usize, heard: Heard) {
+impl Script for Written {
+    fn hear(&mut self, index: usize, heard: Heard, page: &mut Page) {
         let Some(choice) = self.choices.get_mut(index) else { return };
         let added = choice.hear(&self.app, heard);
         let reason = choice.ended.map(|(reason, _)| reason);
@@ -82,19 +53,22 @@ impl Script {
         if let (true, Some(fields)) = (self.usage, chunk.as_object_mut()) {
             fields.insert("usage".into(), Value::Null);
         }
-        self.ready.push_back(sse::data(&chunk));
+        page.write(sse::data(&chunk));
     }
 
-    fn end(&mut self) {
-        self.over = true;
+    fn fail(&mut self, failure: &Failure, page: &mut Page) {
+        page.write(sse::data(&failure.openai()));
+    }
+
+    fn end(&mut self, page: &mut Page) {
         if self.usage {
             let took: Vec<Usage> = self.choices.iter().filter_map(|choice| Some(choice.ended?.1)).collect();
             let mut chunk = self.envelope.object("text_completion", &json!([]));
             if let Some(fields) = chunk.as_object_mut() {
                 fields.insert("usage".into(), super::usage(&took, self.each));
             }
-            self.ready.push_back(sse::data(&chunk));
+            page.write(sse::data(&chunk));
         }
-        self.ready.push_back(sse::DONE);
+        page.write(sse::DONE);
     }
 }
