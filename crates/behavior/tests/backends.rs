@@ -4,6 +4,7 @@ mod common;
 
 use std::process::ExitCode;
 
+use common::overflow::{Answers, overflow};
 use common::scheduled;
 use consort_behavior::backend::BackendFixture;
 use consort_behavior::backend_cases;
@@ -35,6 +36,9 @@ fn main() -> ExitCode {
     let mut backends = vec![register(scheduled::parrot()), register(scheduled::hash(None))];
     backends.extend(["plain", "grouped2", "deep", "moe"].map(|model| register(scheduled::native(model))));
     backends.extend(etude());
+    for answers in [Answers::Local, Answers::Remote, Answers::InTurns] {
+        backends.push(register(overflow(scheduled::hash(None), answers)));
+    }
     #[cfg(feature = "llamacpp")]
     backends.extend(["plain", "grouped2", "deep", "moe"].map(|model| register(scheduled::llamacpp(model))));
     run(SuiteKind::Backends, profile, backends)
