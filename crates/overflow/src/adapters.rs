@@ -198,6 +198,20 @@ impl Library {
         !self.leftovers().is_empty() && !self.unneeded().is_empty()
     }
 
+    /// Unloads what nobody can name any more, as soon as nobody needs it.
+    async fn retire(&self, sides: &Sides, old: Arc<Version>) {
+        self.leave(&old.inner, Some(&old));
+        if old.local && residency_of(sides, &old) == Residency::Pinned {
+            // Whoever still needs it can wait for it: nothing pins the room of weights that have no name.
+            let unpinned = sides.get(Side::Local).set_adapter_residency(&old.inner, Residency::default()).await;
+            if let Err(error) = unpinned {
+                tracing::warn!(adapter = old.inner, %error, "old weights stay pinned until they are unloaded");
+            }
+        }
+        drop(old);
+        self.sweep(sides).await;
+    }
+
     /// Unloads what nobody can name and nobody needs.
     pub(crate) async fn tidy(&self, sides: &Sides) {
         let _turn = self.turn.lock().await;
@@ -271,10 +285,8 @@ impl Library {
         let (info, old) = self.change(|registry| registry.put(id, version, info));
         unfinished.done = true;
         if let Some(old) = old {
-            self.leave(&old.inner, Some(&old));
-            drop(old);
             drop(before);
-            self.sweep(sides).await;
+            self.retire(sides, old).await;
         }
         Ok(info)
     }
@@ -283,9 +295,7 @@ impl Library {
         let _turn = self.turn.lock().await;
         let entry = self.change(|registry| registry.entries.remove(id));
         let entry = entry.ok_or_else(|| not_found(id).with_operation("overflow::unload_adapter"))?;
-        self.leave(&entry.version.inner, Some(&entry.version));
-        drop(entry);
-        self.sweep(sides).await;
+        self.retire(sides, entry.version).await;
         Ok(())
     }
 

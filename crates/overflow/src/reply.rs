@@ -100,12 +100,14 @@ impl Reply {
     /// This side answers, so whatever the other one kept for the request can go.
     fn answered_by(&mut self, attempt: Attempt, ask: Box<Ask>, held: Vec<Event>) -> State {
         self.ticket.answered(attempt.side);
+        // A reply without a token is over before it is anybody's.
+        let over = matches!(held.last(), Some(Event::Finished { .. }));
         self.ready.extend(held);
         drop(ask);
         if let Some(shared) = self.shared.upgrade().filter(|shared| shared.library.is_untidy()) {
             self.tidying = Some(Box::pin(async move { shared.library.tidy(&shared.sides).await }));
         }
-        State::Answering(attempt)
+        if over { State::Ended } else { State::Answering(attempt) }
     }
 
     fn fail(&mut self, error: Error) -> Poll<Option<Result<Event>>> {

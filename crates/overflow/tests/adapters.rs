@@ -206,8 +206,11 @@ fn who_begins_anew_keeps_the_weights() {
     let gate = Gate::default();
     pair.0.plays([Play::Acts(vec![Act::Wait(gate.clone()), Act::Fail(ErrorKind::OutOfMemory)])]);
     pair.1.plays([Play::say(&[2])]);
+    block_on(pair.2.set_adapter_residency("ada", Residency::Pinned)).unwrap();
     let stream = pair.2.generate(with("ada", PlacementRule::Any)).unwrap();
     load(&pair.2, "ada", 2).unwrap();
+    assert_eq!(pair.0.residency("ada"), Residency::default(), "old weights pin no room");
+    assert_eq!(pair.2.adapters()[0].residency, Residency::Pinned);
     block_on(pair.2.unload_adapter("ada")).unwrap();
     assert_eq!(held(&pair), (vec![1], vec![1]), "what nobody needs is gone");
     gate.open();

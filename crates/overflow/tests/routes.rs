@@ -166,6 +166,16 @@ fn a_stream_that_vanishes_early_is_passed_on() {
     assert_eq!(pair.overflow.overflow_metrics().taken_for(Side::Remote, Reason::Broken), 1);
 }
 
+/// A reply of an end token alone has no token to wait for.
+#[test]
+fn a_reply_without_a_token_ends() {
+    let pair = pair(OverflowConfig::default());
+    pair.local.plays([Play::say(&[])]);
+    let events: Vec<_> = pair.overflow.generate(request()).unwrap().blocking().map(Result::unwrap).collect();
+    assert!(matches!(events[..], [Event::Started(_), Event::Finished { .. }]), "{events:?}");
+    assert_eq!(pair.overflow.overflow_metrics().answered_local, 1);
+}
+
 #[test]
 fn the_start_is_held_back_until_nothing_can_change() {
     let gate = Gate::default();
