@@ -88,7 +88,7 @@ pub use memory::{MemoryReport, SequenceMemory};
 pub use message::{ChatMessage, ChatPrompt, ContentPart, Role, Thinking, ToolCall};
 pub use metrics::{ByPriority, Failures, Histogram, Metrics};
 pub use model::ModelInfo;
-pub use request::{Deadlines, GenerateRequest, PrefixReuse, Priority, Prompt, PromptPart};
+pub use request::{Deadlines, GenerateRequest, PlacementRule, PrefixReuse, Priority, Prompt, PromptPart};
 pub use sampling::{Dry, DynamicTemperature, EndTokens, Penalties, Sampling, StopRules, Xtc};
 pub use structure::{Structure, StructureScope};
 pub use token::{Position, TokenId};

@@ -64,6 +64,22 @@ pub enum PrefixReuse {
     Bypass,
 }
 
+/// Where a request may be answered, when its backend composes a local one and a remote one. A backend that has but one side
+/// answers there, whatever is said here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlacementRule {
+    /// Wherever there is room, as the backend is configured.
+    #[default]
+    Any,
+    /// On the local side and nowhere else: what is said never reaches the remote one.
+    Local,
+    /// On the remote side first; on the local one when the remote fails before it has said anything.
+    PreferRemote,
+    /// On the remote side and nowhere else.
+    Remote,
+}
+
 /// A request for a reply.
 ///
 /// ```
@@ -106,6 +122,8 @@ pub struct GenerateRequest {
     pub prefix_reuse: PrefixReuse,
     /// When the reply is of no use any more.
     pub deadlines: Deadlines,
+    /// Where it may be answered.
+    pub placement: PlacementRule,
 }
 
 impl GenerateRequest {
@@ -125,6 +143,7 @@ impl GenerateRequest {
             priority: Priority::default(),
             prefix_reuse: PrefixReuse::default(),
             deadlines: Deadlines::default(),
+            placement: PlacementRule::default(),
         }
     }
 }

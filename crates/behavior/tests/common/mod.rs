@@ -21,6 +21,7 @@ pub mod hostile;
 pub mod llamacpp;
 pub mod lora;
 pub mod native;
+pub mod overflow;
 pub mod scheduled;
 
 /// What this build must show.
