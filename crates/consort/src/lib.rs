@@ -43,6 +43,8 @@ mod synthetic;
 
 pub use adapters::{adapter_at, adapter_files};
 pub use consort_core as core;
+#[cfg(feature = "vllm")]
+pub use consort_overflow as overflow;
 #[cfg(feature = "server")]
 pub use consort_server as server;
 #[cfg(feature = "vllm")]

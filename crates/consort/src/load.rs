@@ -186,6 +186,9 @@ pub struct LoadConfig {
     /// The servers of the model. With a backend that computes here, they answer what that one cannot take
     /// ([`consort_overflow`]); without one, they answer everything.
     pub remote: Option<crate::RemoteModel>,
+    /// What the servers answer beside a backend that computes here.
+    #[cfg(feature = "vllm")]
+    pub overflow: consort_overflow::OverflowConfig,
 }
 
 impl LoadConfig {
@@ -199,6 +202,8 @@ impl LoadConfig {
             threads: None,
             scheduler: SchedulerConfig::default(),
             remote: None,
+            #[cfg(feature = "vllm")]
+            overflow: consort_overflow::OverflowConfig::default(),
         }
     }
 
@@ -218,6 +223,9 @@ pub fn load(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
     if config.is_remote() {
         return vllm(&config);
     }
+    if config.remote.is_some() {
+        return both(config);
+    }
     let Some(backend) = config.backend.or_else(|| backend_for(config.policy)) else {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -229,6 +237,19 @@ pub fn load(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
         Backend::Llamacpp => llamacpp(config),
         Backend::Vllm => vllm(&config),
     }
+}
+
+/// The engine here first, and the servers for what it cannot take.
+#[cfg(feature = "vllm")]
+fn both(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
+    let (remote, overflow) = (crate::remote::connect(&config)?, config.overflow.clone());
+    let local = load(LoadConfig { remote: None, ..config })?;
+    Ok(Arc::new(consort_overflow::Overflow::new(local, remote, overflow)?))
+}
+
+#[cfg(not(feature = "vllm"))]
+fn both(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
+    vllm(&config)
 }
 
 #[cfg(not(feature = "vllm"))]

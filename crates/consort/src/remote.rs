@@ -102,13 +102,30 @@ impl RemoteModel {
 /// # Errors
 /// There is none, the device policy does not admit it, and what connecting gives.
 pub(crate) fn load(config: &LoadConfig) -> Result<Arc<dyn ModelBackend>> {
+    let backend = connect(config)?;
+    config.policy.admit(&backend.evidence())?;
+    Ok(backend)
+}
+
+/// The same beside a backend that computes here, which the policy is about.
+///
+/// # Errors
+/// There is none, and what connecting gives.
+pub(crate) fn connect(config: &LoadConfig) -> Result<Arc<dyn ModelBackend>> {
     let remote = config.remote.as_ref().ok_or_else(|| {
         Error::new(ErrorKind::InvalidConfig, "name the server of the model (`--url`, or `urls` under `[remote]`)")
             .with_context("backend", "vllm")
     })?;
-    let backend = remote.connect()?;
-    config.policy.admit(&backend.evidence())?;
-    Ok(Arc::new(backend))
+    // Beside an engine here, its files are the model's.
+    let files = match (&remote.files, &config.model, config.is_remote()) {
+        (None, ModelFiles::Files { text, .. }, false) => Some(text.clone()),
+        (files, _, _) => files.clone(),
+    };
+    let mut settings = RemoteModel { files, ..remote.clone() }.config()?;
+    if !config.is_remote() && settings.front_end.tokenizer.is_none() {
+        settings.front_end = front_end(&config.model)?;
+    }
+    Ok(Arc::new(VllmRemoteBackend::connect(settings)?))
 }
 
 /// Tokenizer, template and image processor at a path: a folder as it is on Hugging Face, or GGUF.

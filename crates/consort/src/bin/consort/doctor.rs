@@ -65,9 +65,7 @@ mod servers {
         let backend = remote.connect()?;
         let replicas = backend.replicas();
         if as_json {
-            let server = |replica: &ReplicaStatus| {
-                json!({ "endpoint": replica.endpoint, "down": replica.down, "facts": replica.facts })
-            };
+            let server = |replica: &ReplicaStatus| json!({ "endpoint": replica.endpoint, "down": replica.down, "facts": replica.facts });
             let object = json!({
                 "version": env!("CARGO_PKG_VERSION"),
                 "evidence": backend.evidence(),
@@ -93,7 +91,9 @@ mod servers {
             }
             anstream::print!("{}", table.render());
         }
-        anstream::println!("What is written here is what the servers did when they were tried; on what they compute, they do not say.");
+        anstream::println!(
+            "What is written here is what the servers did when they were tried; on what they compute, they do not say."
+        );
         Ok(())
     }
 }
