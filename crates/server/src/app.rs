@@ -164,7 +164,7 @@ impl Shared {
         }
         let mut concerned: BTreeSet<String> = persona.adapters.iter().map(|adapter| adapter.name.clone()).collect();
         let placed = self.registry.put(persona)?;
-        if let Placed::Replaced { before } = &placed {
+        if let Some(before) = &placed.before {
             concerned.extend(before.persona.adapters.iter().map(|adapter| adapter.name.clone()));
         }
         self.settle_residency(concerned).await?;

@@ -43,14 +43,13 @@ pub(crate) async fn one(State(app): State<Arc<Shared>>, path: Name) -> Result<Re
 pub(crate) async fn put(State(app): State<Arc<Shared>>, path: Name, request: Request) -> Result<Response, Failure> {
     let name = name_of(path)?;
     let persona = read(body::json(&app, request).await?, name)?;
-    let name = persona.name.clone();
-    let placed = app.put_persona(persona).await?;
-    let member = app.registry.persona(&name).ok_or_else(unknown)?;
+    // What was put is shown, and not what has the name now: others put and take away at the same time.
+    let Placed { member, before } = app.put_persona(persona).await?;
     let mut response = json_response(&shown(&member, &resident(&app)));
-    if matches!(placed, Placed::New) {
+    if before.is_none() {
         *response.status_mut() = StatusCode::CREATED;
     }
-    tracing::info!(persona = %name, "a persona was put");
+    tracing::info!(persona = %member.persona.name, "a persona was put");
     Ok(response)
 }
 

@@ -139,10 +139,7 @@ impl Registry {
         let meter = before.as_ref().map(|before| Arc::clone(&before.meter)).unwrap_or_default();
         let member = Member::new(persona, self.sequences, meter);
         members.personas.insert(member.persona.name.clone(), Arc::clone(&member));
-        Ok(match before {
-            Some(before) => Placed::Replaced { before },
-            None => Placed::New,
-        })
+        Ok(Placed { member, before })
     }
 
     /// Puts all of `put` and takes away of `remove` who is still what is written there, at once: whoever asks finds all of
@@ -227,9 +224,11 @@ impl Registry {
 
 /// What came of putting a persona.
 #[derive(Debug)]
-pub(crate) enum Placed {
-    New,
-    Replaced { before: Arc<Member> },
+pub(crate) struct Placed {
+    /// As it was put. By now somebody else may have replaced it or taken it away.
+    pub(crate) member: Arc<Member>,
+    /// Whom it replaced.
+    pub(crate) before: Option<Arc<Member>>,
 }
 
 /// What became of personas when a file was read again.
@@ -284,7 +283,7 @@ mod tests {
     #[test]
     fn a_persona_shadows_an_adapter_and_none_is_the_model() {
         let registry = Registry::new("etude", 4, 2);
-        assert!(matches!(registry.put(persona("pirate", "butler")).unwrap(), Placed::New));
+        assert!(registry.put(persona("pirate", "butler")).unwrap().before.is_none());
         assert_eq!(registry.find("pirate", || true).unwrap().persona.adapters[0].name, "butler");
         assert_eq!(registry.find("etude", || false).unwrap().persona.name, "etude");
         assert_eq!(registry.find("butler", || true).unwrap().persona.adapters[0].name, "butler");
@@ -299,7 +298,7 @@ mod tests {
         let registry = Registry::new("etude", 4, 2);
         registry.put(persona("ada", "pirate")).unwrap();
         let running = registry.find("ada", || false).unwrap();
-        assert!(matches!(registry.put(persona("ada", "butler")).unwrap(), Placed::Replaced { .. }));
+        assert!(registry.put(persona("ada", "butler")).unwrap().before.is_some());
         let later = registry.find("ada", || false).unwrap();
         assert_eq!((&*running.persona.adapters[0].name, &*later.persona.adapters[0].name), ("pirate", "butler"));
         assert!(Arc::ptr_eq(&running.meter, &later.meter), "the numbers go on");

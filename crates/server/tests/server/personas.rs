@@ -156,3 +156,30 @@ async fn what_cannot_be_a_persona_is_refused_by_name() {
     }
     assert_eq!(client.put("/v1/personas/c", json!({})).await.error().1, "too_many_personas");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_put_is_shown_although_somebody_takes_it_away() {
+    let client = std::sync::Arc::new(Client::new().await);
+    let put = |client: std::sync::Arc<Client>| async move {
+        let mut refused = Vec::new();
+        for turn in 0..200 {
+            // Adapters are looked after on the way, which gives others time to come between.
+            let persona = json!({ "adapters": [{ "name": if turn % 2 == 0 { "pirate" } else { "butler" } }] });
+            let answer = client.put("/v1/personas/guest", persona).await;
+            if !matches!(answer.status, 200 | 201) {
+                refused.push(answer.text());
+            }
+        }
+        refused
+    };
+    let take = |client: std::sync::Arc<Client>| async move {
+        for _ in 0..400 {
+            let status = client.delete("/v1/personas/guest").await.status;
+            assert!(matches!(status, 200 | 404), "{status}");
+        }
+    };
+    let putting = tokio::spawn(put(std::sync::Arc::clone(&client)));
+    let taking = tokio::spawn(take(std::sync::Arc::clone(&client)));
+    taking.await.unwrap();
+    assert_eq!(putting.await.unwrap(), Vec::<String>::new());
+}
