@@ -192,6 +192,21 @@ fn a_run_that_was_killed_at_any_byte_goes_on_from_there() {
     }
 }
 
+#[test]
+fn a_torn_line_that_is_longer_than_its_answer_leaves_nothing_behind() {
+    let whole = whole();
+    let folder = tempfile::tempdir().unwrap();
+    let files = files(folder.path(), &whole.input);
+    let torn = format!("{{\"id\":\"batch_req_{}", "x".repeat(20_000));
+    for (output, errors) in [("", torn.as_str()), (torn.as_str(), ""), (torn.as_str(), torn.as_str())] {
+        std::fs::write(&files.output, [&whole.output, output.as_bytes()].concat()).unwrap();
+        std::fs::write(&files.errors, [&whole.errors, errors.as_bytes()].concat()).unwrap();
+        assert_eq!(finish(&files), (0, (output.len() + errors.len()) as u64));
+        assert_eq!(std::fs::read(&files.output).unwrap(), whole.output);
+        assert_eq!(std::fs::read(&files.errors).unwrap(), whole.errors);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     /// When the system itself goes down, each file keeps what it keeps.
@@ -241,6 +256,12 @@ fn a_changed_input_is_refused_and_an_appended_one_goes_on() {
     let batch = open().unwrap();
     assert_eq!((batch.is_done(), batch.before().succeeded + batch.before().failed), (false, 18));
     drop(batch);
+    // A name that was answered by an earlier run is taken.
+    std::fs::write(path, format!("{}{}", whole.input, line("r4", &json!({})))).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let target = here(|request| async move { Ok(echo(&request)) });
+    let (_, figures) = runtime.block_on(run(&files, target, &settings(3))).unwrap();
+    assert_eq!((figures.failures["duplicate_custom_id"], figures.succeeded), (1, 0));
     std::fs::write(path, changed).unwrap();
     let batch = Batch::open(&files, Start::Anew, Rules::model(1 << 20)).unwrap();
     assert_eq!(batch.before(), &consort_batch::Before::default());
