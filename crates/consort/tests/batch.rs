@@ -249,6 +249,24 @@ fn a_signal_ends_it_soon_and_the_same_command_goes_on() {
 }
 
 #[test]
+fn a_server_that_never_answers_does_not_keep_an_interrupted_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("a.jsonl");
+    std::fs::write(&input, stories(3)).unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let mut child = batch(&["--url", &url, input.to_str().unwrap()]).spawn().unwrap();
+    let (stream, _) = silent.accept().unwrap();
+    assert!(child.try_wait().unwrap().is_none());
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let begun = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(code(&output), 130, "{}", stderr(&output));
+    drop(stream);
+}
+
+#[test]
 fn validation_names_each_line_and_asks_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("all.jsonl");

@@ -59,7 +59,11 @@ pub fn run(args: &BatchArgs) -> Result<ExitCode> {
         Some(url) => {
             let target = Arc::new(HttpTarget::new(http(args, url)?)?);
             let in_flight = args.in_flight.map_or(IN_FLIGHT, usize::from);
-            drive(args, &runtime(in_flight)?, batch, target, in_flight, &files)?
+            let runtime = runtime(in_flight)?;
+            let outcome = drive(args, &runtime, batch, target, in_flight, &files);
+            // Whoever waits for a server still, after an interrupt, is not waited for.
+            runtime.shutdown_background();
+            outcome?
         }
         None => model(args, config, batch, &files)?,
     };
