@@ -113,7 +113,7 @@ pub(crate) fn load(config: &LoadConfig) -> Result<Arc<dyn ModelBackend>> {
 /// There is none, and what connecting gives.
 pub(crate) fn connect(config: &LoadConfig) -> Result<Arc<dyn ModelBackend>> {
     let remote = config.remote.as_ref().ok_or_else(|| {
-        Error::new(ErrorKind::InvalidConfig, "name the server of the model (`--url`, or `urls` under `[remote]`)")
+        Error::new(ErrorKind::InvalidConfig, "name the server of the model (`--vllm`, or `urls` under `[remote]`)")
             .with_context("backend", "vllm")
     })?;
     // Beside an engine here, its files are the model's.

@@ -6,7 +6,7 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use consort_core::{Error, ErrorKind};
+use consort_core::{Error, ErrorKind, ErrorStatus};
 use serde_json::{Value, json};
 
 use crate::sampling::request_name;
@@ -220,7 +220,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         use ErrorKind::{
             Cancelled, DeadlineExceeded, InvalidAdapter, InvalidGrammar, InvalidImage, InvalidRequest, InvalidTemplate,
-            InvalidTokenizer, NotFound, OutOfMemory, Overloaded, Poisoned, Unsupported,
+            InvalidTokenizer, NotFound, OutOfMemory, Overloaded, Poisoned, Remote, Unsupported,
         };
         let field = error.context().find(|(key, _)| *key == "field").map(|(_, field)| request_name(field));
         let failure = match error.kind() {
@@ -238,6 +238,11 @@ impl From<Error> for Failure {
             OutOfMemory => Self::unavailable("out_of_memory", told(&error)),
             Poisoned => Self::unavailable("sequence_lost", told(&error)),
             Cancelled => Self::unavailable("shutting_down", told(&error)),
+            // The engine is a server itself. Where it stands is none of the client's business.
+            Remote if error.status() == ErrorStatus::Temporary => {
+                tracing::warn!(%error, "the engine did not answer");
+                Self::unavailable("engine_unavailable", "the engine behind this server does not answer; try again")
+            }
             DeadlineExceeded => Self::timeout(StatusCode::GATEWAY_TIMEOUT, told(&error)),
             _ => {
                 tracing::error!(%error, "a request failed");
@@ -290,6 +295,7 @@ mod tests {
             (ErrorKind::Overloaded, 429, true),
             (ErrorKind::OutOfMemory, 503, true),
             (ErrorKind::Cancelled, 503, true),
+            (ErrorKind::Remote, 503, true),
             (ErrorKind::DeadlineExceeded, 504, false),
             (ErrorKind::Io, 500, false),
         ] {

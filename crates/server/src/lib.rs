@@ -49,6 +49,7 @@ mod adapter_list;
 mod adapters;
 mod anthropic;
 mod app;
+mod ask;
 mod auth;
 mod body;
 mod config;
@@ -88,6 +89,7 @@ mod text;
 
 pub use adapters::{AdapterChanges, AdapterLibrary};
 pub use app::{App, Parts};
+pub use ask::{Answered, Inside};
 pub use auth::Keys;
 pub use config::{
     AdaptersConfig, Config, DeviceName, Limits, ModelConfig, RemoteSettings, SchedulerSettings, ServerConfig, TEMPLATE,

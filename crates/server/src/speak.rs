@@ -109,7 +109,7 @@ impl Shared {
             logprobs: wish.logprobs,
             prompt_logprobs: wish.prompt_logprobs,
             structure: wish.structure.clone(),
-            priority: wish.priority.unwrap_or(persona.priority),
+            priority: wish.priority.unwrap_or(persona.priority).min(limits.priority),
             prefix_reuse: wish.prefix_reuse,
             deadlines: Deadlines {
                 first_token: limits.first_token_seconds.map(seconds),

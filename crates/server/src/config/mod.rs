@@ -11,7 +11,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use consort_core::{Error, ErrorKind, Result};
+use consort_core::{Error, ErrorKind, Priority, Result};
 use serde::{Deserialize, Serialize};
 
 use self::locate::Places;
@@ -120,6 +120,8 @@ pub struct Limits {
     /// The most tokens of a reply. What asks for more is refused; what says nothing gets this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_tokens: Option<std::num::NonZeroU32>,
+    /// The highest priority that a reply can have, whatever its request or its persona says.
+    pub priority: Priority,
     /// Requests that are read, waiting or answered at once.
     pub requests: NonZeroUsize,
     /// Connections at once. Further ones wait in the system's queue.
@@ -162,6 +164,7 @@ impl Default for Limits {
             choices: some(16),
             inputs: some(2048),
             reply_tokens: None,
+            priority: Priority::Realtime,
             requests: some(256),
             connections: some(1024),
             personas: some(1024),

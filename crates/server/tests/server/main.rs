@@ -9,6 +9,7 @@ mod completions;
 mod connections;
 mod embeddings;
 mod guards;
+mod inside;
 mod malformed;
 mod operations;
 mod page;

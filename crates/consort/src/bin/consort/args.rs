@@ -51,6 +51,10 @@ pub enum Command {
     #[cfg(feature = "server")]
     #[command(after_help = crate::serve::HELP)]
     Serve(crate::serve::ServeArgs),
+    /// Answer a file of requests, in OpenAI's batch form: in order, and going on where it was stopped.
+    #[cfg(feature = "server")]
+    #[command(after_help = crate::batch::HELP)]
+    Batch(Box<crate::batch::BatchArgs>),
     /// Write a configuration for `serve`, or say what is wrong with one.
     #[cfg(feature = "server")]
     #[command(after_help = "Examples:\n  consort config init\n  consort config check consort.toml")]
@@ -202,7 +206,7 @@ pub struct DoctorArgs {
     pub json: bool,
     /// Where the tokenizer of the servers' model is: with it pictures are tried as well.
     #[cfg(feature = "vllm")]
-    #[arg(long, value_name = "PATH", requires = "url")]
+    #[arg(long, value_name = "PATH", requires = "vllm")]
     pub model: Option<PathBuf>,
     #[cfg(feature = "vllm")]
     #[command(flatten)]

@@ -15,7 +15,16 @@ Exit codes:
   3  the device policy refused: no accelerator, and the processor was not named
   4  the input is wrong: a model, image, adapter, template or request
   5  something that was named does not exist
-  6  temporary: try again later (overloaded, out of memory, deadline)";
+  6  temporary: try again later (overloaded, out of memory, deadline)
+  7  a batch ran, and some of its requests failed
+130  interrupted";
+
+/// A batch ran, and some of its requests failed.
+#[cfg(feature = "server")]
+pub const SOME_FAILED: u8 = 7;
+/// Somebody ended the program, as shells have it.
+#[cfg(feature = "server")]
+pub const INTERRUPTED: u8 = 130;
 
 /// Shows an error on stderr and turns the outcome into an exit code.
 pub fn code(outcome: Result<()>) -> ExitCode {

@@ -4,6 +4,8 @@
 #![allow(unreachable_pub)]
 
 mod args;
+#[cfg(feature = "server")]
+mod batch;
 mod bench;
 mod chat;
 mod convert;
@@ -46,6 +48,11 @@ fn main() -> std::process::ExitCode {
         Command::Bench(args) => bench::run(args),
         #[cfg(feature = "server")]
         Command::Serve(args) => serve::run(args),
+        #[cfg(feature = "server")]
+        Command::Batch(args) => match batch::run(args) {
+            Ok(end) => return end,
+            Err(error) => Err(error),
+        },
         #[cfg(feature = "server")]
         Command::Config(args) => serve::config(args),
         Command::Completions(args) => shell::completions(args),

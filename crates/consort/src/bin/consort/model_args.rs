@@ -87,34 +87,34 @@ pub struct RemoteArgs {
     /// A vLLM server: http://HOST:PORT, https://…, grpc://… or grpcs://…. Repeat for replicas. With `--backend` of an engine
     /// here, servers answer what that one cannot take.
     #[arg(long, value_name = "URL")]
-    pub url: Vec<consort::vllm::Endpoint>,
+    pub vllm: Vec<consort::vllm::Endpoint>,
     /// The environment variable with the key that the servers demand.
-    #[arg(long, value_name = "NAME", requires = "url", conflicts_with = "url_key_file")]
-    pub url_key_env: Option<String>,
+    #[arg(long, value_name = "NAME", requires = "vllm", conflicts_with = "vllm_key_file")]
+    pub vllm_key_env: Option<String>,
     /// A file with the key that the servers demand.
-    #[arg(long, value_name = "FILE", requires = "url")]
-    pub url_key_file: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "vllm")]
+    pub vllm_key_file: Option<PathBuf>,
     /// The model's name on the servers. Default: the only one that they have.
-    #[arg(long, value_name = "NAME", requires = "url")]
-    pub url_model: Option<String>,
+    #[arg(long, value_name = "NAME", requires = "vllm")]
+    pub vllm_model: Option<String>,
     /// Certificates (PEM) of authorities that are trusted besides the system's.
-    #[arg(long, value_name = "FILE", requires = "url")]
-    pub url_ca: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "vllm")]
+    pub vllm_ca: Option<PathBuf>,
     /// A folder that the servers see too, where adapters are handed over: HERE, or HERE=THERE.
-    #[arg(long, value_name = "HERE[=THERE]", requires = "url")]
-    pub url_adapters: Option<String>,
+    #[arg(long, value_name = "HERE[=THERE]", requires = "vllm")]
+    pub vllm_adapters: Option<String>,
 }
 
 #[cfg(feature = "vllm")]
 impl RemoteArgs {
     /// Whether a server is named.
     pub fn is_asked(&self) -> bool {
-        !self.url.is_empty()
+        !self.vllm.is_empty()
     }
 
     /// The folder where adapters are handed over.
     pub fn share(&self) -> Option<consort::vllm::AdapterShare> {
-        self.url_adapters.as_deref().map(|text| {
+        self.vllm_adapters.as_deref().map(|text| {
             let (here, there) = text.split_once('=').unwrap_or((text, text));
             consort::vllm::AdapterShare { local: here.into(), remote: there.into() }
         })
@@ -127,10 +127,10 @@ impl RemoteArgs {
     pub fn model(&self, files: Option<&std::path::Path>) -> Result<Option<consort::RemoteModel>> {
         use consort::vllm::ApiKey;
 
-        if self.url.is_empty() {
+        if self.vllm.is_empty() {
             return Ok(None);
         }
-        let api_key = match (&self.url_key_env, &self.url_key_file) {
+        let api_key = match (&self.vllm_key_env, &self.vllm_key_file) {
             (Some(name), _) => Some(ApiKey::from_env(name)?),
             (None, Some(path)) => Some(ApiKey::from_file(path)?),
             (None, None) => None,
@@ -138,10 +138,10 @@ impl RemoteArgs {
         Ok(Some(consort::RemoteModel {
             api_key,
             adapters: self.share(),
-            model: self.url_model.clone(),
-            authorities: self.url_ca.clone(),
+            model: self.vllm_model.clone(),
+            authorities: self.vllm_ca.clone(),
             files: files.map(std::path::Path::to_owned),
-            ..consort::RemoteModel::new(self.url.clone())
+            ..consort::RemoteModel::new(self.vllm.clone())
         }))
     }
 }

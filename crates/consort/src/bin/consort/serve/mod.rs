@@ -13,7 +13,7 @@ use consort_core::{Error, ErrorKind, Result};
 
 use args::ConfigCommand;
 pub use args::{ConfigArgs, HELP, ServeArgs};
-use plan::Plan;
+pub use plan::Plan;
 
 use crate::output::{self, FAINT, styled};
 use crate::session;

@@ -1,6 +1,7 @@
 //! What is to be served: the file, the flags before it, and whether what they name is there.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use consort::server::{AdapterLibrary, Config, Fresh, Keys, Listen, SchedulerSettings, Source};
 use consort::{LoadConfig, ModelFiles, bundled};
@@ -8,6 +9,7 @@ use consort_core::{DevicePolicy, Error, Result};
 use consort_scheduler::SchedulerConfig;
 
 use super::args::ServeArgs;
+use crate::model_args::ModelArgs;
 use crate::output::Table;
 
 /// What is to be served.
@@ -31,31 +33,45 @@ impl Plan {
             (server.api_key_env, server.api_key_file) = (args.api_key_env.clone(), args.api_key_file.clone());
         }
         server.allow_anyone |= args.allow_anyone;
-        config.adapters.folders.extend(args.adapters.iter().cloned());
-        if args.name.is_some() {
-            config.model.name.clone_from(&args.name);
-        }
-        #[cfg(feature = "vllm")]
-        super::remote::apply(&args.model.remote, &mut config.remote);
-        if let Some(backend) = args.model.engine.backend {
-            config.model.backend = Some(backend.name().to_owned());
-        }
-        if args.model.model.is_some() {
-            config.model.path.clone_from(&args.model.model);
-            config.model.mmproj.clone_from(&args.model.mmproj);
-        }
-        let mut plan = Self::of_config(config)?;
-        let engine = &args.model.engine;
-        plan.load.backend = engine.backend.or(plan.load.backend);
-        plan.load.threads = engine.on.threads.or(plan.load.threads);
-        if engine.on.device.is_some() {
-            plan.load.policy = engine.on.policy();
-        }
+        let mut plan = Self::of_model(config, &args.adapters, args.name.as_ref(), &args.model)?;
         // A door that was named on the command line is a door; those of the file are for when none was.
         plan.listen = match (&args.listen, &args.socket) {
             (None, None) => plan.listen,
             (listen, socket) => Listen { tcp: *listen, socket: socket.clone() },
         };
+        Ok(plan)
+    }
+
+    /// Of a configuration and the flags before it that are about the model.
+    ///
+    /// # Errors
+    /// As [`of_args`](Self::of_args).
+    pub fn of_model(
+        mut config: Config,
+        adapters: &[PathBuf],
+        name: Option<&String>,
+        model: &ModelArgs,
+    ) -> Result<Self> {
+        config.adapters.folders.extend(adapters.iter().cloned());
+        if name.is_some() {
+            config.model.name = name.cloned();
+        }
+        #[cfg(feature = "vllm")]
+        super::remote::apply(&model.remote, &mut config.remote);
+        if let Some(backend) = model.engine.backend {
+            config.model.backend = Some(backend.name().to_owned());
+        }
+        if model.model.is_some() {
+            config.model.path.clone_from(&model.model);
+            config.model.mmproj.clone_from(&model.mmproj);
+        }
+        let mut plan = Self::of_config(config)?;
+        let engine = &model.engine;
+        plan.load.backend = engine.backend.or(plan.load.backend);
+        plan.load.threads = engine.on.threads.or(plan.load.threads);
+        if engine.on.device.is_some() {
+            plan.load.policy = engine.on.policy();
+        }
         Ok(plan)
     }
 

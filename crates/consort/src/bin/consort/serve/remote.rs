@@ -37,12 +37,12 @@ mod present {
     /// Flags go before the file.
     pub(in crate::serve) fn apply(far: &RemoteArgs, remote: &mut RemoteSettings) {
         if far.is_asked() {
-            remote.urls = far.url.iter().map(ToString::to_string).collect();
-            if far.url_key_env.is_some() || far.url_key_file.is_some() {
-                (remote.key_env, remote.key_file) = (far.url_key_env.clone(), far.url_key_file.clone());
+            remote.urls = far.vllm.iter().map(ToString::to_string).collect();
+            if far.vllm_key_env.is_some() || far.vllm_key_file.is_some() {
+                (remote.key_env, remote.key_file) = (far.vllm_key_env.clone(), far.vllm_key_file.clone());
             }
-            remote.model = far.url_model.clone().or(remote.model.take());
-            remote.ca_file = far.url_ca.clone().or(remote.ca_file.take());
+            remote.model = far.vllm_model.clone().or(remote.model.take());
+            remote.ca_file = far.vllm_ca.clone().or(remote.ca_file.take());
             if let Some(share) = far.share() {
                 remote.adapter_folder = Some(share.local);
                 remote.adapter_folder_there = Some(share.remote);
