@@ -66,6 +66,20 @@ pub(crate) struct Call {
     pub(crate) bypass: bool,
 }
 
+impl Call {
+    /// Whether it shows pictures.
+    pub(crate) fn has_pictures(&self) -> bool {
+        match &self.prompt {
+            CallPrompt::Tokens { pictures, .. } => !pictures.is_empty(),
+            CallPrompt::Chat { messages, .. } => {
+                let parts = |message: &serde_json::Value| message["content"].as_array().cloned().unwrap_or_default();
+                let messages = messages.as_array().map(Vec::as_slice).unwrap_or_default();
+                messages.iter().flat_map(parts).any(|part| part["type"] == "image_url")
+            }
+        }
+    }
+}
+
 /// Why a server ended a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Finish {
