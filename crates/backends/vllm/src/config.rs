@@ -285,6 +285,9 @@ pub struct VllmConfig {
     pub logit_tolerance: f32,
     /// Requests that may be on their way at once; beyond it they are refused.
     pub max_requests: usize,
+    /// Shorter prompts are refused here. A prompt of one token ends the engine of vLLM 0.32 on hybrid models, for everybody
+    /// whom the server serves.
+    pub min_prompt_tokens: usize,
 }
 
 impl VllmConfig {
@@ -307,6 +310,7 @@ impl VllmConfig {
             max_logprobs: 20,
             logit_tolerance: 0.5,
             max_requests: 256,
+            min_prompt_tokens: 2,
         }
     }
 }
