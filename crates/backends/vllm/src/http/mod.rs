@@ -16,7 +16,9 @@ use reqwest::{Client, Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+pub(crate) use answer::{best, strange};
 pub(crate) use body::{FORBIDS, address};
+pub(crate) use error::{bad, shortened};
 
 use crate::call::{Call, CallPrompt, Chunk, ChunkStream};
 use crate::config::{Endpoint, Timeouts, VllmConfig};
