@@ -21,6 +21,7 @@ use super::super::GrpcTransport;
 use crate::config::VllmConfig;
 
 /// What a server does next.
+#[allow(clippy::large_enum_variant)] // Scripts are short.
 pub(super) enum Step {
     Send(GenerateResponse),
     Fail(Status),
