@@ -17,6 +17,9 @@ pub fn open_engine(config: &LoadConfig) -> Result<Box<dyn Engine>> {
     match config.backend.or_else(|| backend_for(config.policy)) {
         Some(Backend::Native) => native(config),
         Some(Backend::Llamacpp) => llamacpp(config),
+        Some(Backend::Vllm) => {
+            Err(Error::new(ErrorKind::Unsupported, "a server's engine cannot be had by itself").with_backend("vllm"))
+        }
         None => {
             Err(Error::new(ErrorKind::Unsupported, "no backend was compiled in: build with a feature such as `native`"))
         }

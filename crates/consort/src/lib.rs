@@ -36,6 +36,8 @@ pub mod bundled;
 mod engine;
 mod load;
 pub mod matrix;
+#[cfg(feature = "vllm")]
+mod remote;
 #[cfg(feature = "native")]
 mod synthetic;
 
@@ -43,7 +45,14 @@ pub use adapters::{adapter_at, adapter_files};
 pub use consort_core as core;
 #[cfg(feature = "server")]
 pub use consort_server as server;
+#[cfg(feature = "vllm")]
+pub use consort_vllm as vllm;
 pub use engine::{open_engine, open_template, open_text, open_tokenizer};
 pub use load::{Backend, LoadConfig, ModelFiles, backends, load, prepare_picture};
+/// Where a model is computed, when it is not here: nowhere in this build, which has not the feature `vllm`.
+#[cfg(not(feature = "vllm"))]
+pub type RemoteModel = std::convert::Infallible;
+#[cfg(feature = "vllm")]
+pub use remote::{RemoteModel, front_end_at};
 #[cfg(feature = "native")]
 pub use synthetic::{SyntheticAdapter, SyntheticModel};

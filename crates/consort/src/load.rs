@@ -21,6 +21,8 @@ pub enum Backend {
     Native,
     /// llama.cpp, on the processor and on GPUs that it was compiled for.
     Llamacpp,
+    /// A vLLM server, by address ([`LoadConfig::remote`]).
+    Vllm,
 }
 
 impl Backend {
@@ -30,6 +32,7 @@ impl Backend {
         match self {
             Self::Native => "native",
             Self::Llamacpp => "llamacpp",
+            Self::Vllm => "vllm",
         }
     }
 
@@ -44,6 +47,7 @@ impl Backend {
                 ("CUDA", Verified::Nobody),
                 ("Vulkan", Verified::Software),
             ],
+            Self::Vllm => &[("vLLM 0.32 on a CPU", Verified::Suites), ("vLLM on GPUs", Verified::Nobody)],
         }
     }
 }
@@ -56,7 +60,10 @@ impl FromStr for Backend {
     /// # Errors
     /// [`ErrorKind::Unsupported`], with the names of those that were compiled in.
     fn from_str(name: &str) -> Result<Self> {
-        let all = backends();
+        let mut all = backends();
+        if cfg!(feature = "vllm") {
+            all.push(Self::Vllm);
+        }
         all.iter().copied().find(|backend| backend.name() == name).ok_or_else(|| {
             let names: Vec<_> = all.iter().map(|backend| backend.name()).collect();
             let message = format!("there is no such backend in this build, which has: {}", names.join(", "));
@@ -65,7 +72,7 @@ impl FromStr for Backend {
     }
 }
 
-/// The backends that were compiled in, in the order in which they are tried.
+/// The backends that were compiled in and compute here, in the order in which they are tried.
 #[must_use]
 pub fn backends() -> Vec<Backend> {
     let mut backends = Vec::new();
@@ -176,6 +183,9 @@ pub struct LoadConfig {
     pub threads: Option<NonZeroUsize>,
     /// The scheduler's settings.
     pub scheduler: SchedulerConfig,
+    /// The servers of the model. With a backend that computes here, they answer what that one cannot take
+    /// ([`consort_overflow`]); without one, they answer everything.
+    pub remote: Option<crate::RemoteModel>,
 }
 
 impl LoadConfig {
@@ -188,7 +198,14 @@ impl LoadConfig {
             policy: DevicePolicy::default(),
             threads: None,
             scheduler: SchedulerConfig::default(),
+            remote: None,
         }
+    }
+
+    /// Whether a server computes all of it.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.backend == Some(Backend::Vllm) || (self.backend.is_none() && self.remote.is_some())
     }
 }
 
@@ -198,6 +215,9 @@ impl LoadConfig {
 /// [`ErrorKind::DevicePolicy`] when the policy admits none of the devices that the backend could use,
 /// [`ErrorKind::InvalidModel`] and its kin for files that are wrong, [`ErrorKind::NotFound`] for files that are not there.
 pub fn load(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
+    if config.is_remote() {
+        return vllm(&config);
+    }
     let Some(backend) = config.backend.or_else(|| backend_for(config.policy)) else {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -207,7 +227,18 @@ pub fn load(config: LoadConfig) -> Result<Arc<dyn ModelBackend>> {
     match backend {
         Backend::Native => native(config),
         Backend::Llamacpp => llamacpp(config),
+        Backend::Vllm => vllm(&config),
     }
+}
+
+#[cfg(not(feature = "vllm"))]
+fn vllm(_config: &LoadConfig) -> Result<Arc<dyn ModelBackend>> {
+    Err(Error::new(ErrorKind::Unsupported, "vLLM was not compiled in: build with the feature `vllm`"))
+}
+
+#[cfg(feature = "vllm")]
+fn vllm(config: &LoadConfig) -> Result<Arc<dyn ModelBackend>> {
+    crate::remote::load(config)
 }
 
 #[cfg(not(feature = "llamacpp"))]
@@ -269,7 +300,7 @@ pub(crate) fn native_config(config: &LoadConfig) -> consort_native::NativeConfig
 }
 
 /// Tokenizer, template and image processor of a model's files.
-fn front_end(model: &ModelFiles) -> Result<FrontEnd> {
+pub(crate) fn front_end(model: &ModelFiles) -> Result<FrontEnd> {
     let (tokenizer, template) = open_text(model)?;
     let vision = match model {
         ModelFiles::Bundled => Some(Gguf::from_static(crate::bundled::VISION)?),

@@ -89,7 +89,9 @@ mod text;
 pub use adapters::{AdapterChanges, AdapterLibrary};
 pub use app::{App, Parts};
 pub use auth::Keys;
-pub use config::{AdaptersConfig, Config, DeviceName, Limits, ModelConfig, SchedulerSettings, ServerConfig, TEMPLATE};
+pub use config::{
+    AdaptersConfig, Config, DeviceName, Limits, ModelConfig, RemoteSettings, SchedulerSettings, ServerConfig, TEMPLATE,
+};
 pub use error::{Failure, FailureKind};
 pub use openapi::openapi;
 pub use persona::{Persona, PersonaAdapter};

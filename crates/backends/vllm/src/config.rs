@@ -288,9 +288,18 @@ pub struct VllmConfig {
     /// Shorter prompts are refused here. A prompt of one token ends the engine of vLLM 0.32 on hybrid models, for everybody
     /// whom the server serves.
     pub min_prompt_tokens: usize,
+    /// Whether log probabilities of prompts are asked for on servers with adapters. In vLLM 0.32 on the processor such a
+    /// request ends the engine when it shares a batch, for everybody whom the server serves; so without being told that the
+    /// servers bear it, none is sent.
+    pub prompt_logprobs_with_adapters: bool,
 }
 
 impl VllmConfig {
+    /// Whether log probabilities of prompts may be asked for.
+    pub(crate) fn may_ask_of_prompts(&self) -> bool {
+        self.adapters.is_none() || self.prompt_logprobs_with_adapters
+    }
+
     /// The defaults for these servers.
     #[must_use]
     pub fn new(endpoints: Vec<Endpoint>) -> Self {
@@ -311,6 +320,7 @@ impl VllmConfig {
             logit_tolerance: 0.5,
             max_requests: 256,
             min_prompt_tokens: 2,
+            prompt_logprobs_with_adapters: false,
         }
     }
 }

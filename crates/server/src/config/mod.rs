@@ -4,6 +4,7 @@
 //! kept as it was written: the command opens them, this crate never does.
 
 mod locate;
+mod remote;
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -14,6 +15,7 @@ use consort_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
 use self::locate::Places;
+pub use self::remote::RemoteSettings;
 use crate::persona::Persona;
 use crate::sampling::SamplingSettings;
 use crate::telemetry::TelemetryConfig;
@@ -34,6 +36,8 @@ pub struct Config {
     pub limits: Limits,
     /// Which model, on which engine.
     pub model: ModelConfig,
+    /// Which servers compute it, when it is not computed here.
+    pub remote: RemoteSettings,
     /// How requests share the engine.
     pub scheduler: SchedulerSettings,
     /// How tokens are chosen when neither the persona nor the request says it. Nothing said: temperature 1.
@@ -307,8 +311,16 @@ impl Config {
 
     /// Paths in a file are meant from the file's folder.
     fn paths_from(&mut self, folder: &Path) {
-        let paths =
-            [&mut self.server.socket, &mut self.server.api_key_file, &mut self.model.path, &mut self.model.mmproj];
+        let remote = &mut self.remote;
+        let paths = [
+            &mut self.server.socket,
+            &mut self.server.api_key_file,
+            &mut self.model.path,
+            &mut self.model.mmproj,
+            &mut remote.key_file,
+            &mut remote.ca_file,
+            &mut remote.adapter_folder,
+        ];
         for path in paths.into_iter().flatten().chain(&mut self.adapters.folders) {
             *path = folder.join(&*path);
         }
@@ -348,6 +360,9 @@ impl Config {
             && let Err(message) = crate::persona::check_name(name)
         {
             return wrong("model.name", &message);
+        }
+        if let Err((field, message)) = self.remote.check() {
+            return wrong(&format!("remote.{field}"), message);
         }
         share("scheduler.gpu_time_share", self.scheduler.gpu_time_share)?;
         if let Err(message) = self.telemetry.check() {
@@ -413,7 +428,7 @@ mod tests {
             .lines()
             .map(|line| match line.strip_prefix("# ").filter(|line| setting(line)) {
                 // Keys may come from one place only.
-                Some(line) if line.starts_with("api_key_file") => String::new(),
+                Some(line) if line.starts_with("api_key_file") || line.starts_with("key_file") => String::new(),
                 Some(line) => format!("{line}\n"),
                 None => format!("{line}\n"),
             })
@@ -445,6 +460,9 @@ mod tests {
             ("[limits]\nbody_bytes = -1\n", "limits.body_bytes", "2"),
             ("[model]\ndevice = \"tpu\"\n", "model.device", "2"),
             ("[model]\nmmproj = \"x.gguf\"\n", "model.mmproj", "2"),
+            ("[remote]\nkey_env = \"A\"\nkey_file = \"b\"\n", "remote.key_file", "3"),
+            ("[remote]\nadapter_folder_there = \"/x\"\n", "remote.adapter_folder_there", "2"),
+            ("[remote]\nattempts = 0\n", "remote.attempts", "2"),
             ("[scheduler]\ngpu_time_share = 1.5\n", "scheduler.gpu_time_share", "2"),
             ("[sampling]\ntop_p = 2.0\n", "sampling.top_p", "2"),
             ("[server]\nallowed_origins = [\"https://a\", \"ftp://b\"]\n", "server.allowed_origins[1]", "2"),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use consort_core::{Sampling, Structure};
 use futures_util::StreamExt as _;
 use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 
 use super::GrpcTransport;
 use crate::call::{Call, CallPrompt, Chunk, ChunkStream, Finish};
@@ -17,6 +18,9 @@ use crate::config::{AdapterShare, ApiKey, Endpoint, VllmConfig};
 use crate::facts::Verdict;
 use crate::http::HttpTransport;
 use crate::transport::Transport;
+
+/// One at a time: with adapters on, vLLM 0.32 on a processor dies of a prompt's numbers in a batch with others.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 struct Live {
     grpc: GrpcTransport,
@@ -33,6 +37,7 @@ fn live() -> Option<Live> {
         api_key: variable("CONSORT_VLLM_KEY").map(|key| ApiKey::new(&key).unwrap()),
         adapters: variable("CONSORT_VLLM_ADAPTERS")
             .map(|folder| AdapterShare { local: folder.clone().into(), remote: folder.into() }),
+        prompt_logprobs_with_adapters: true,
         ..VllmConfig::new(vec![endpoint.clone()])
     };
     let http = variable("CONSORT_VLLM_HTTP").map(|url| {
@@ -69,6 +74,10 @@ fn call(model: &str, id: &str) -> Call {
     }
 }
 
+async fn model(grpc: &GrpcTransport) -> String {
+    grpc.ask(grpc.control().get_model_info(vllm_proto::GetModelInfoRequest {})).await.unwrap().served_model_name
+}
+
 async fn whole(mut stream: ChunkStream) -> Chunk {
     let mut all = Chunk::default();
     while let Some(chunk) = stream.next().await {
@@ -93,6 +102,7 @@ async fn running(url: &str) -> f64 {
 #[tokio::test]
 #[allow(clippy::print_stdout)] // The findings are what one runs it for.
 async fn probing_a_real_server() {
+    let _alone = ALONE.lock().await;
     let Some(Live { grpc, image_token, .. }) = live() else { return not_run(1, "CONSORT_VLLM_GRPC") };
     grpc.health().await.unwrap();
     let facts = grpc.probe().await.unwrap();
@@ -107,6 +117,7 @@ async fn probing_a_real_server() {
 
 #[tokio::test]
 async fn both_protocols_of_a_real_server_say_the_same() {
+    let _alone = ALONE.lock().await;
     let Some(Live { grpc, http, .. }) = live() else { return not_run(1, "CONSORT_VLLM_GRPC") };
     let Some((http, _)) = http else { return not_run(1, "CONSORT_VLLM_HTTP") };
     let model = http.probe().await.unwrap().model;
@@ -134,9 +145,10 @@ async fn both_protocols_of_a_real_server_say_the_same() {
 #[tokio::test]
 #[allow(clippy::print_stdout)] // How long it took is what one runs it for.
 async fn a_reply_of_a_real_server_that_is_dropped_stops() {
+    let _alone = ALONE.lock().await;
     let Some(Live { grpc, http, .. }) = live() else { return not_run(1, "CONSORT_VLLM_GRPC") };
     let Some((_, url)) = http else { return not_run(1, "CONSORT_VLLM_HTTP") };
-    let model = grpc.probe().await.unwrap().model;
+    let model = model(&grpc).await;
     let before = running(&url).await;
     let mut stream = grpc.generate(&Call { max_tokens: 3000, ..call(&model, "long") }).await.unwrap();
     while stream.next().await.unwrap().unwrap().ids.is_empty() {}
@@ -152,8 +164,9 @@ async fn a_reply_of_a_real_server_that_is_dropped_stops() {
 
 #[tokio::test]
 async fn the_numbers_of_a_real_servers_prompt_come_with_the_stream() {
+    let _alone = ALONE.lock().await;
     let Some(Live { grpc, image_token, .. }) = live() else { return not_run(1, "CONSORT_VLLM_GRPC") };
-    let model = grpc.probe().await.unwrap().model;
+    let model = model(&grpc).await;
     let plain = Call { prompt_logprobs: Some(2), logprobs: Some(1), ..call(&model, "prompt") };
     let reply = whole(grpc.generate(&plain).await.unwrap()).await;
     let entries = reply.prompt_logprobs.unwrap();

@@ -74,6 +74,7 @@ pub(crate) struct GrpcTransport {
     image_token: Option<TokenId>,
     /// The folder of adapters as the server sees it.
     share: Option<String>,
+    may_ask_of_prompts: bool,
     /// Where what outlives a request runs: aborting it.
     runtime: Handle,
 }
@@ -125,6 +126,7 @@ impl GrpcTransport {
             text: if config.front_end.tokenizer.is_some() { Text::NotWanted } else { Text::Wanted },
             image_token,
             share: config.adapters.as_ref().map(|share| share.remote.display().to_string()),
+            may_ask_of_prompts: config.may_ask_of_prompts(),
             runtime: runtime.clone(),
         })
     }

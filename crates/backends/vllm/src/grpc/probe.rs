@@ -32,6 +32,7 @@ pub(super) async fn probe(server: &GrpcTransport) -> Result<ServerFacts> {
         model: &name,
         image_token: server.image_token.filter(|_| model.supports_multimodal),
         adapters: server.share.as_deref().filter(|_| model.supports_lora),
+        prompts: server.may_ask_of_prompts,
     };
     let trials::Tried { abilities, mut findings } = trials::run(&subject).await?;
     findings.push(loaded(server).await);

@@ -70,6 +70,7 @@ pub(crate) struct HttpTransport {
     image_token: Option<TokenId>,
     /// The folder of adapters, as the server sees it.
     share: Option<String>,
+    may_ask_of_prompts: bool,
     /// Known when it was probed.
     ways: OnceLock<Ways>,
 }
@@ -107,6 +108,7 @@ impl HttpTransport {
             has_tokenizer: config.front_end.tokenizer.is_some(),
             image_token,
             share: config.adapters.as_ref().map(|share| share.remote.display().to_string()),
+            may_ask_of_prompts: config.may_ask_of_prompts(),
             ways: OnceLock::new(),
         })
     }

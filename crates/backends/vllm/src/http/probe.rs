@@ -29,6 +29,7 @@ pub(super) async fn probe(server: &HttpTransport) -> Result<ServerFacts> {
         model: &model.id,
         image_token: server.image_token.filter(|_| generate),
         adapters: server.share.as_deref(),
+        prompts: server.may_ask_of_prompts,
     };
     let trials::Tried { mut abilities, mut findings } = trials::run(&subject).await?;
     let route = |name, there: bool| Finding {

@@ -200,6 +200,13 @@ pub struct DoctorArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+    /// Where the tokenizer of the servers' model is: with it pictures are tried as well.
+    #[cfg(feature = "vllm")]
+    #[arg(long, value_name = "PATH", requires = "url")]
+    pub model: Option<PathBuf>,
+    #[cfg(feature = "vllm")]
+    #[command(flatten)]
+    pub remote: crate::model_args::RemoteArgs,
 }
 
 /// How weights are stored.

@@ -17,6 +17,10 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         anstream::print!("{}{rows}", matrix::HEAD);
         return Ok(());
     }
+    #[cfg(feature = "vllm")]
+    if let Some(remote) = args.remote.model(args.model.as_deref())? {
+        return servers::show(&remote, args.json);
+    }
     let hardware = probe();
     let trials: Vec<_> = backends().into_iter().map(Trial::run).collect();
     if args.json {
@@ -45,6 +49,53 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What servers are found to be, and to do.
+#[cfg(feature = "vllm")]
+mod servers {
+    use consort::RemoteModel;
+    use consort::vllm::ReplicaStatus;
+    use consort_core::{ModelBackend as _, Result};
+    use serde_json::json;
+
+    use crate::output::{BAD, HEADING, Table, styled};
+
+    pub(super) fn show(remote: &RemoteModel, as_json: bool) -> Result<()> {
+        let backend = remote.connect()?;
+        let replicas = backend.replicas();
+        if as_json {
+            let server = |replica: &ReplicaStatus| {
+                json!({ "endpoint": replica.endpoint, "down": replica.down, "facts": replica.facts })
+            };
+            let object = json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "evidence": backend.evidence(),
+                "capability": backend.capability(),
+                "servers": replicas.iter().map(server).collect::<Vec<_>>(),
+            });
+            anstream::println!("{object:#}");
+            return Ok(());
+        }
+        for replica in &replicas {
+            anstream::println!("{}", styled(HEADING, &replica.endpoint));
+            let Some(facts) = &replica.facts else {
+                let why = replica.down.as_deref().unwrap_or("it did not answer");
+                anstream::println!("  {}: {why}", styled(BAD, "not reached"));
+                continue;
+            };
+            anstream::println!("  vLLM {}, {} front end", facts.version, facts.front_end);
+            anstream::println!("  model {}, {} tokens", facts.model, facts.context_length);
+            let mut table = Table::new(["tried", "found", "seen"]);
+            for finding in &facts.findings {
+                let seen: String = finding.seen.chars().take(100).collect();
+                table.row([finding.name.to_owned(), finding.verdict.to_string(), seen]);
+            }
+            anstream::print!("{}", table.render());
+        }
+        anstream::println!("What is written here is what the servers did when they were tried; on what they compute, they do not say.");
+        Ok(())
+    }
 }
 
 /// What happened when a backend loaded the bundled model.

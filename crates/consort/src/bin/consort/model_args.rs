@@ -79,11 +79,81 @@ impl EngineArgs {
     }
 }
 
+/// The servers that compute the model, when it is not computed here.
+#[cfg(feature = "vllm")]
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "A model on a vLLM server")]
+pub struct RemoteArgs {
+    /// A vLLM server: http://HOST:PORT, https://…, grpc://… or grpcs://…. Repeat for replicas. With `--backend` of an engine
+    /// here, servers answer what that one cannot take.
+    #[arg(long, value_name = "URL")]
+    pub url: Vec<consort::vllm::Endpoint>,
+    /// The environment variable with the key that the servers demand.
+    #[arg(long, value_name = "NAME", requires = "url", conflicts_with = "url_key_file")]
+    pub url_key_env: Option<String>,
+    /// A file with the key that the servers demand.
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub url_key_file: Option<PathBuf>,
+    /// The model's name on the servers. Default: the only one that they have.
+    #[arg(long, value_name = "NAME", requires = "url")]
+    pub url_model: Option<String>,
+    /// Certificates (PEM) of authorities that are trusted besides the system's.
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub url_ca: Option<PathBuf>,
+    /// A folder that the servers see too, where adapters are handed over: HERE, or HERE=THERE.
+    #[arg(long, value_name = "HERE[=THERE]", requires = "url")]
+    pub url_adapters: Option<String>,
+}
+
+#[cfg(feature = "vllm")]
+impl RemoteArgs {
+    /// Whether a server is named.
+    pub fn is_asked(&self) -> bool {
+        !self.url.is_empty()
+    }
+
+    /// The folder where adapters are handed over.
+    pub fn share(&self) -> Option<consort::vllm::AdapterShare> {
+        self.url_adapters.as_deref().map(|text| {
+            let (here, there) = text.split_once('=').unwrap_or((text, text));
+            consort::vllm::AdapterShare { local: here.into(), remote: there.into() }
+        })
+    }
+
+    /// The remote model, if a server is named. `files` is where the model's tokenizer is.
+    ///
+    /// # Errors
+    /// A key that is not there.
+    pub fn model(&self, files: Option<&std::path::Path>) -> Result<Option<consort::RemoteModel>> {
+        use consort::vllm::ApiKey;
+
+        if self.url.is_empty() {
+            return Ok(None);
+        }
+        let api_key = match (&self.url_key_env, &self.url_key_file) {
+            (Some(name), _) => Some(ApiKey::from_env(name)?),
+            (None, Some(path)) => Some(ApiKey::from_file(path)?),
+            (None, None) => None,
+        };
+        Ok(Some(consort::RemoteModel {
+            api_key,
+            adapters: self.share(),
+            model: self.url_model.clone(),
+            authorities: self.url_ca.clone(),
+            files: files.map(std::path::Path::to_owned),
+            ..consort::RemoteModel::new(self.url.clone())
+        }))
+    }
+}
+
 /// Which model, and on which engine and device.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
     #[command(flatten)]
     pub engine: EngineArgs,
+    #[cfg(feature = "vllm")]
+    #[command(flatten)]
+    pub remote: RemoteArgs,
     /// A GGUF file, or a folder that holds one and its mmproj. Default: the bundled etude.
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
@@ -99,6 +169,11 @@ impl ModelArgs {
     /// As [`ModelFiles::find`].
     pub fn files(&self) -> Result<ModelFiles> {
         match &self.model {
+            // A server has the model; its tokenizer is read from where it is, in whichever form.
+            #[cfg(feature = "vllm")]
+            Some(_) if self.engine.backend.is_none_or(|backend| backend == Backend::Vllm) && self.remote.is_asked() => {
+                Ok(ModelFiles::Bundled)
+            }
             Some(path) => ModelFiles::find(path, self.mmproj.as_deref()),
             None => Ok(ModelFiles::Bundled),
         }
@@ -109,6 +184,9 @@ impl ModelArgs {
     /// # Errors
     /// As [`ModelArgs::files`].
     pub fn load_config(&self) -> Result<LoadConfig> {
-        Ok(self.engine.load_config(self.files()?))
+        let config = self.engine.load_config(self.files()?);
+        #[cfg(feature = "vllm")]
+        let config = LoadConfig { remote: self.remote.model(self.model.as_deref())?, ..config };
+        Ok(config)
     }
 }

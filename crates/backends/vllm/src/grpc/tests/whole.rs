@@ -206,7 +206,12 @@ async fn text_and_conversations_are_refused_by_name() {
 async fn probing_finds_what_the_server_does() {
     let (server, _aborted) = Server::new(|state| state.key = Some("hush-hush"));
     let share = AdapterShare { local: "/here".into(), remote: "/there".into() };
-    let config = VllmConfig { api_key: Some(ApiKey::new("hush-hush").unwrap()), adapters: Some(share), ..config() };
+    let config = VllmConfig {
+        api_key: Some(ApiKey::new("hush-hush").unwrap()),
+        adapters: Some(share),
+        prompt_logprobs_with_adapters: true,
+        ..config()
+    };
     let facts = server.transport(&config).probe().await.unwrap();
     assert_eq!((facts.model.as_str(), facts.root.as_str()), ("base", "/models/base"));
     assert_eq!((facts.version.as_str(), facts.front_end.as_str()), ("0.32.0", "rust"));
@@ -219,6 +224,9 @@ async fn probing_finds_what_the_server_does() {
     assert!(does.logit_bias && does.priority && does.pictures_with_tokens && does.tells_cached_tokens && does.adapters);
     assert!(!does.chat && !does.completions && !does.pictures_in_chat && !does.tokenize);
     assert!(facts.findings.iter().any(|finding| finding.name == "key_is_checked"));
+    // Where that may end the engine, it is not tried.
+    let careful = VllmConfig { prompt_logprobs_with_adapters: false, ..config };
+    assert!(!server.transport(&careful).probe().await.unwrap().abilities.prompt_logprobs);
     // Every request of the trials says which model it means.
     assert!(server.seen().iter().all(|request| request.model == "base"));
 }

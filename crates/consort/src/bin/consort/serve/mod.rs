@@ -2,10 +2,12 @@
 
 mod args;
 mod plan;
+mod remote;
 
 use std::io::Write as _;
 use std::path::Path;
 
+use consort::LoadConfig;
 use consort::server::{App, Config, Parts, Server, TEMPLATE, TextFloor};
 use consort_core::{Error, ErrorKind, Result};
 
@@ -25,11 +27,9 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         return say(&format!("{:#}", consort::server::openapi()));
     }
     let plan = Plan::of_args(args)?;
-    let model = plan.load.model.clone();
+    let text = text(&plan.load)?;
     let source = Plan::source(args, &plan.config);
     let backend = consort::load(plan.load)?;
-    let (tokenizer, template) = consort::open_text(&model)?;
-    let text = TextFloor { tokenizer: Some(tokenizer), template };
     let evidence = backend.evidence();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
     let runtime = runtime.map_err(|source| {
@@ -54,6 +54,17 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     runtime.shutdown_background();
     anstream::eprintln!("{}", styled(FAINT, "served"));
     Ok(())
+}
+
+/// The model's tokenizer and template, where they are at hand.
+fn text(load: &LoadConfig) -> Result<TextFloor> {
+    #[cfg(feature = "vllm")]
+    if let Some(remote) = load.remote.as_ref().filter(|_| load.is_remote()) {
+        let front_end = remote.files.as_deref().map(consort::front_end_at).transpose()?.unwrap_or_default();
+        return Ok(TextFloor { tokenizer: front_end.tokenizer, template: front_end.template });
+    }
+    let (tokenizer, template) = consort::open_text(&load.model)?;
+    Ok(TextFloor { tokenizer: Some(tokenizer), template })
 }
 
 fn say(line: &str) -> Result<()> {

@@ -35,6 +35,11 @@ impl Plan {
         if args.name.is_some() {
             config.model.name.clone_from(&args.name);
         }
+        #[cfg(feature = "vllm")]
+        super::remote::apply(&args.model.remote, &mut config.remote);
+        if let Some(backend) = args.model.engine.backend {
+            config.model.backend = Some(backend.name().to_owned());
+        }
         if args.model.model.is_some() {
             config.model.path.clone_from(&args.model.model);
             config.model.mmproj.clone_from(&args.model.mmproj);
@@ -71,7 +76,12 @@ impl Plan {
     /// As [`of_args`](Self::of_args).
     pub fn of_config(config: Config) -> Result<Self> {
         let at = |key: &'static str| move |error: Error| error.with_context("key", key);
+        let remote = super::remote::model(&config)?;
         let model = match &config.model.path {
+            // A server has the model; its tokenizer is read from where it is, in whichever form.
+            Some(_) if remote.is_some() && config.model.backend.as_deref().is_none_or(|name| name == "vllm") => {
+                ModelFiles::Bundled
+            }
             Some(path) => ModelFiles::find(path, config.model.mmproj.as_deref()).map_err(at("model.path"))?,
             None => ModelFiles::Bundled,
         };
@@ -82,11 +92,12 @@ impl Plan {
             policy,
             threads: config.model.threads,
             scheduler: scheduler(&config.scheduler),
+            remote,
             ..LoadConfig::new(model)
         };
         let own = bundled::ADAPTERS.map(|adapter| (adapter.name.to_owned(), adapter.files()));
         // The bundled adapters fit the bundled model alone.
-        let own = if load.model == ModelFiles::Bundled { own.to_vec() } else { Vec::new() };
+        let own = if load.model == ModelFiles::Bundled && !load.is_remote() { own.to_vec() } else { Vec::new() };
         let adapters = AdapterLibrary::new(own, &config.adapters.folders).map_err(at("adapters.folders"))?;
         for (index, persona) in config.personas.iter().enumerate() {
             for adapter in &persona.adapters {
@@ -112,6 +123,7 @@ impl Plan {
         };
         let keys = if self.keys.are_demanded() { "demands an API key" } else { "demands no API key" };
         let model = match &self.load.model {
+            _ if self.load.is_remote() => self.config.remote.urls.join(", "),
             ModelFiles::Bundled => "the bundled etude".to_owned(),
             ModelFiles::Files { text, .. } => text.display().to_string(),
         };
