@@ -44,6 +44,7 @@ pub(crate) struct Call {
     /// The model's name there, or an adapter's.
     pub(crate) model: String,
     /// The adapter's name alone, for protocols that have a field of their own for it.
+    #[cfg_attr(not(feature = "grpc"), allow(dead_code))] // HTTP has none.
     pub(crate) adapter: Option<String>,
     pub(crate) prompt: CallPrompt,
     /// Valid, and nothing in it that vLLM has not.

@@ -45,6 +45,8 @@ mod call;
 mod config;
 mod evidence;
 mod facts;
+#[cfg(feature = "grpc")]
+mod grpc;
 mod http;
 mod load;
 mod picture;

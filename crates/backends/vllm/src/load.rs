@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use consort_core::{AdapterMode, Capability, Error, ErrorKind, ModelInfo, Result};
 use consort_prompt::Prompter;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::adapters::{self, Adapters};
 use crate::backend::VllmRemoteBackend;
@@ -41,7 +41,7 @@ impl VllmRemoteBackend {
             None => tokenizer.and_then(|tokenizer| tokenizer.token_to_id("<|image_pad|>")),
         };
         let replicas = config.endpoints.iter().map(|endpoint| {
-            let transport = transport(endpoint, &config, image_token)?;
+            let transport = transport(endpoint, &config, image_token, runtime.handle())?;
             Ok(Arc::new(Replica::new(endpoint.to_string(), transport)))
         });
         let replicas = Arc::new(Replicas { all: replicas.collect::<Result<Vec<_>>>()? });
@@ -87,15 +87,30 @@ fn check(config: &VllmConfig) -> Result<()> {
     config.adapters.as_ref().map_or(Ok(()), adapters::check)
 }
 
-fn transport(endpoint: &Endpoint, config: &VllmConfig, image_token: Option<u32>) -> Result<Arc<dyn Transport>> {
+fn transport(
+    endpoint: &Endpoint,
+    config: &VllmConfig,
+    image_token: Option<u32>,
+    runtime: &Handle,
+) -> Result<Arc<dyn Transport>> {
     match endpoint.protocol() {
         Protocol::Http => Ok(Arc::new(HttpTransport::new(endpoint, config, image_token)?)),
-        Protocol::Grpc => grpc(endpoint, config, image_token),
+        Protocol::Grpc => grpc(endpoint, config, image_token, runtime),
     }
 }
 
+#[cfg(feature = "grpc")]
+fn grpc(
+    endpoint: &Endpoint,
+    config: &VllmConfig,
+    image_token: Option<u32>,
+    runtime: &Handle,
+) -> Result<Arc<dyn Transport>> {
+    Ok(Arc::new(crate::grpc::GrpcTransport::new(endpoint, config, image_token, runtime)?))
+}
+
 #[cfg(not(feature = "grpc"))]
-fn grpc(endpoint: &Endpoint, _: &VllmConfig, _: Option<u32>) -> Result<Arc<dyn Transport>> {
+fn grpc(endpoint: &Endpoint, _: &VllmConfig, _: Option<u32>, _: &Handle) -> Result<Arc<dyn Transport>> {
     Err(Error::new(ErrorKind::Unsupported, "gRPC was not compiled in: build with the feature `vllm-grpc`")
         .with_backend(crate::NAME)
         .with_context("endpoint", endpoint.to_string()))

@@ -117,7 +117,7 @@ fn keyed(map: &Map<String, Value>) -> Vec<TokenLogprob> {
 }
 
 /// The best ones, best first, each token once. Servers add the chosen one to them.
-fn best(mut top: Vec<TokenLogprob>, count: u32) -> Vec<TokenLogprob> {
+pub(crate) fn best(mut top: Vec<TokenLogprob>, count: u32) -> Vec<TokenLogprob> {
     top.sort_by(|a, b| b.logprob.total_cmp(&a.logprob).then(a.token.cmp(&b.token)));
     top.dedup_by_key(|candidate| candidate.token);
     top.truncate(count as usize);
@@ -151,7 +151,7 @@ fn of_prompt(
 }
 
 /// The server answers what its protocol does not have: `it …`.
-pub(super) fn strange(what: &str) -> Error {
+pub(crate) fn strange(what: &str) -> Error {
     Error::new(ErrorKind::Remote, format!("the server's answer is not what its protocol has: {what}"))
         .with_status(consort_core::ErrorStatus::Permanent)
         .with_backend(crate::NAME)

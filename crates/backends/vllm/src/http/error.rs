@@ -56,7 +56,7 @@ fn of_status(status: u16, message: &str, call: Option<&Call>) -> Error {
 }
 
 /// What kind of request a refused one was.
-fn bad(message: &str, call: Option<&Call>) -> ErrorKind {
+pub(crate) fn bad(message: &str, call: Option<&Call>) -> ErrorKind {
     let says = |words: &[&str]| {
         let message = message.to_lowercase();
         words.iter().any(|word| message.contains(word))
@@ -92,7 +92,8 @@ fn of_value(value: &Value) -> (String, Option<String>) {
     (shortened(&message), text("param").map(shortened))
 }
 
-fn shortened(text: &str) -> String {
+/// What a server says, on one line and not too long.
+pub(crate) fn shortened(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(MOST_WORDS) {
         Some((at, _)) => format!("{}…", &line[..at]),

@@ -16,7 +16,11 @@ use reqwest::{Client, Method, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+#[cfg(feature = "grpc")]
+pub(crate) use answer::{best, strange};
 pub(crate) use body::{FORBIDS, address};
+#[cfg(feature = "grpc")]
+pub(crate) use error::{bad, shortened};
 
 use crate::call::{Call, CallPrompt, Chunk, ChunkStream};
 use crate::config::{Endpoint, Timeouts, VllmConfig};
