@@ -124,9 +124,12 @@ impl Cast {
             pieces: Box::new(pieces),
             ending: reply.ending,
             trailers: reply.trailers.clone(),
-            pausable: ["generat", "completions"]
-                .iter()
-                .any(|word| conversation.key.ask.to_ascii_lowercase().contains(word)),
+            // A refusal does not wait for the engine.
+            pausable: !reply.events.is_empty()
+                && reply.status == 200
+                && ["generate", "completions"]
+                    .iter()
+                    .any(|word| conversation.key.ask.to_ascii_lowercase().contains(word)),
         }
     }
 

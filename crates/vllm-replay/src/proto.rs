@@ -260,3 +260,155 @@ pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
     }
     text.as_bytes().chunks(2).map(|pair| u8::try_from(digit(pair.first()?)? << 4 | digit(pair.get(1)?)?).ok()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use serde_json::json;
+    use vllm_proto as published;
+
+    use super::*;
+
+    const STREAM: &str = "/vllm.Inference/GenerateStream";
+
+    #[test]
+    fn a_request_reads_as_it_was_published() {
+        let tokens = |ids: &[u32]| published::TokenIds { ids: ids.to_vec() };
+        let request = published::GenerateRequest {
+            request_id: "r".into(),
+            model: "m".into(),
+            prompt: Some(published::generate_request::Prompt::TokenIds(tokens(&[1, 300, 70_000]))),
+            temperature: Some(0.7),
+            sampling: Some(published::RandomSampling {
+                num_sequences: 2,
+                top_k: Some(0),
+                top_p: Some(0.9),
+                min_p: Some(0.1),
+                seed: Some(-5),
+            }),
+            decoding: Some(published::DecodingParameters {
+                presence_penalty: 0.5,
+                frequency_penalty: -0.5,
+                repetition_penalty: 1.1,
+                logit_bias: [(7, -100.0)].into(),
+                allowed_token_ids: vec![4, 5],
+                bad_words_token_ids: vec![tokens(&[6])],
+                structured_output: Some(published::decoding_parameters::StructuredOutput::Regex("a+".into())),
+            }),
+            stopping: Some(published::StoppingCriteria {
+                max_new_tokens: 9,
+                min_new_tokens: 1,
+                stop_token_ids: vec![3],
+                stop_strings: vec!["x".into(), "y".into()],
+                include_stop_strings: true,
+                ignore_eos: true,
+                thinking_token_budget: Some(-1),
+            }),
+            kv: Some(published::KvCacheParameters {
+                bypass_prefix_cache: true,
+                cache_salt: "s".into(),
+                ..Default::default()
+            }),
+            priority: -3,
+            media: vec![published::MediaItem {
+                modality: 1,
+                mime_type: "image/png".into(),
+                source: Some(published::media_item::Source::RawBytes(vec![1, 255])),
+                ..Default::default()
+            }],
+            lora_name: "l".into(),
+            watermarking: Some(false),
+            ..Default::default()
+        };
+        assert_eq!(
+            request_to_json(STREAM, &request.encode_to_vec()).unwrap(),
+            json!({
+                "request_id": "r", "model": "m", "token_ids": {"ids": [1, 300, 70_000]}, "temperature": 0.7,
+                "sampling": {"num_sequences": 2, "top_k": 0, "top_p": 0.9, "min_p": 0.1, "seed": -5},
+                "decoding": {
+                    "presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.1, "logit_bias": {"7": -100.0},
+                    "allowed_token_ids": [4, 5], "bad_words_token_ids": [{"ids": [6]}], "regex": "a+",
+                },
+                "stopping": {
+                    "max_new_tokens": 9, "min_new_tokens": 1, "stop_token_ids": [3], "stop_strings": ["x", "y"],
+                    "include_stop_strings": true, "ignore_eos": true, "thinking_token_budget": -1,
+                },
+                "kv": {"bypass_prefix_cache": true, "cache_salt": "s"}, "priority": -3,
+                "media": [{"modality": 1, "mime_type": "image/png", "raw_bytes": "01ff"}],
+                "lora_name": "l", "watermarking": false,
+            })
+        );
+    }
+
+    #[test]
+    fn answers_go_to_json_and_back_to_the_same_bytes() {
+        let info = |id, logprob| published::candidate_token_info::TokenInfo { id, logprob, rank: 1 };
+        let answer = published::GenerateResponse {
+            prompt_info: Some(published::PromptInfo {
+                num_prompt_tokens: 3,
+                token_ids: vec![1, 2, 3],
+                logprobs: vec![f32::NEG_INFINITY, -0.1],
+                ranks: vec![5],
+                candidate_tokens: vec![published::CandidateTokenInfo {
+                    tokens: vec![info(1, -1.041_244_9), info(2, f32::MIN_POSITIVE)],
+                }],
+            }),
+            outputs: Some(published::SequenceOutput {
+                index: 1,
+                text: "ä".into(),
+                num_tokens: 1,
+                token_ids: vec![1268],
+                logprobs: vec![-0.1],
+                finish_info: Some(published::FinishInfo {
+                    num_output_tokens: 4,
+                    finish_reason: 2,
+                    stop_reason: Some(published::finish_info::StopReason::EosTokenId(1268)),
+                    num_cached_tokens: Some(0),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+        };
+        let bytes = answer.encode_to_vec();
+        let json = faithful(STREAM, &bytes).unwrap();
+        assert_eq!(
+            json["outputs"]["finish_info"],
+            json!({"num_output_tokens": 4, "finish_reason": 2, "eos_token_id": 1268, "num_cached_tokens": 0})
+        );
+        assert_eq!(json["prompt_info"]["logprobs"], json!(["-inf", -0.1]));
+        let info = published::ServerInfo {
+            engine_version: "0.32.0".into(),
+            max_model_len: 4096,
+            parallelism: Some(published::ParallelismInfo { world_size: 1, ..Default::default() }),
+            effective_attention_block_size: Some(384),
+            proto_version: published::VERSION.into(),
+            ..Default::default()
+        };
+        let json = faithful("/vllm.Control/GetServerInfo", &info.encode_to_vec()).unwrap();
+        assert_eq!(json["effective_attention_block_size"], 384);
+        assert_eq!(json["proto_version"], "0.6.0");
+        let model = published::ModelInfo {
+            model_id: "m".into(),
+            supports_lora: true,
+            tool_call_parser: "t".into(),
+            ..Default::default()
+        };
+        let json = faithful("/vllm.Control/GetModelInfo", &model.encode_to_vec()).unwrap();
+        assert_eq!(json, json!({"model_id": "m", "supports_lora": true, "tool_call_parser": "t"}));
+        let loras = published::ListLorasResponse {
+            adapters: vec![published::LoraAdapter { lora_id: -1, lora_name: "a".into(), source_path: "p".into() }],
+        };
+        let json = faithful("/vllm.Control/ListLoras", &loras.encode_to_vec()).unwrap();
+        assert_eq!(json, json!({"adapters": [{"lora_id": -1, "lora_name": "a", "source_path": "p"}]}));
+    }
+
+    #[test]
+    fn what_is_no_message_is_none() {
+        assert_eq!(answer_to_json(STREAM, &[0x0a, 100, 1]), None);
+        assert_eq!(answer_to_json(STREAM, &[0xff; 12]), None);
+        assert_eq!(answer_to_json("/vllm.Control/StartWeightUpdate", &[]), None);
+        assert_eq!(answer_from_json(STREAM, &json!({"outputs": {"nobody": 1}})), None);
+        assert_eq!(unhex("0"), None);
+        assert_eq!(unhex("zz"), None);
+    }
+}

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use consort_core::{Error, ErrorKind, Result};
+use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, HOST, HeaderName};
@@ -184,8 +185,7 @@ impl Host for Proxy {
             };
             let (head, upstream) = answer.into_parts();
             tape.head(head.status, &head.headers);
-            let (sender, body) = Body::channel();
-            let mut response = Response::new(body);
+            let mut response = Response::new(Body::empty());
             *response.status_mut() = head.status;
             for (name, value) in &head.headers {
                 if !OF_THE_HOP.contains(&name.as_str()) {
@@ -195,7 +195,14 @@ impl Host for Proxy {
             if let Some(length) = head.headers.get(CONTENT_LENGTH).filter(|_| protocol == Protocol::Http) {
                 response.headers_mut().insert(CONTENT_LENGTH, length.clone());
             }
-            drop(tokio::spawn(pass(upstream, sender, tape)));
+            if upstream.is_end_stream() {
+                // An answer without a body stays one: gRPC's refusals are headers alone.
+                tape.end(Ending::Complete);
+            } else {
+                let (sender, body) = Body::channel();
+                *response.body_mut() = body;
+                drop(tokio::spawn(pass(upstream, sender, tape)));
+            }
             response
         })
     }
@@ -284,7 +291,6 @@ struct Tape {
     rest: BytesMut,
     kept: usize,
     last: Instant,
-    answered: bool,
 }
 
 impl Tape {
@@ -312,7 +318,6 @@ impl Tape {
             rest: BytesMut::new(),
             kept: 0,
             last: Instant::now(),
-            answered: false,
             proxy,
         }
     }
@@ -322,7 +327,6 @@ impl Tape {
     }
 
     fn head(&mut self, status: StatusCode, headers: &HeaderMap) {
-        self.answered = true;
         let Some(conversation) = &mut self.conversation else { return };
         let reply = &mut conversation.reply;
         (reply.status, reply.ending) = (status.as_u16(), Ending::Silence);

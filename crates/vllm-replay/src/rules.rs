@@ -17,7 +17,7 @@ pub struct Rules {
     pub times: Vec<String>,
     /// Fields of answers that hold random identifiers: the hexadecimal digits after the last `-` become 0.
     pub identifiers: Vec<String>,
-    /// Whether answers of `/metrics` keep only vLLM's own series, without the times at which those began.
+    /// Whether answers of `/metrics` keep only vLLM's own series, without histograms' buckets and the times at which series began.
     pub trim_metrics: bool,
     /// Texts in answers that name this machine, and what stands in their place. Only a recorder needs them: they are not written
     /// into the transcript.
@@ -111,10 +111,13 @@ impl Rules {
     }
 }
 
-/// Prometheus' text without other programs' series, help, and the times at which series began.
+/// Prometheus' text without other programs' series, help, histograms' buckets and the times at which series began.
 pub(crate) fn trimmed_metrics(text: &str) -> String {
-    let own =
-        |line: &&str| (line.starts_with("vllm:") || line.starts_with("# TYPE vllm:")) && !line.contains("_created");
+    let own = |line: &&str| {
+        (line.starts_with("vllm:") || line.starts_with("# TYPE vllm:"))
+            && !line.contains("_created")
+            && !line.contains("_bucket{")
+    };
     text.lines().filter(own).flat_map(|line| [line, "\n"]).collect()
 }
 

@@ -28,7 +28,7 @@ pub(super) fn answer(imitation: &Arc<Imitation>, asked: &Asked) -> Answer {
     match method {
         "/vllm.Inference/Generate" | "/vllm.Inference/GenerateStream" => generate(imitation, method, &request),
         "/vllm.Control/GetServerInfo" => say(json!({
-            "engine_version": "0.32.0", "api_version": "v1", "instance_id": "synthetic",
+            "engine_version": "0.32.0", "api_version": "vllm", "instance_id": "synthetic",
             "parallelism": {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1, "world_size": 1},
             "max_model_len": config.max_model_len, "max_running_requests": 16, "max_loras": 8, "proto_version": "0.6.0",
         })),
@@ -41,7 +41,7 @@ pub(super) fn answer(imitation: &Arc<Imitation>, asked: &Asked) -> Answer {
             Ok(()) => say(json!({"adapter": adapter(1, text("lora_name"), text("source_path"))})),
             Err(Loading::There) => Answer::refusal(
                 GrpcCode::ALREADY_EXISTS,
-                &format!("LoRA adapter '{}' is already loaded", text("lora_name")),
+                &format!("LoRA adapter `{}` is already loaded", text("lora_name")),
             ),
             Err(Loading::NoFile) => {
                 Answer::refusal(GrpcCode::NOT_FOUND, &format!("no adapter at {}", text("source_path")))
@@ -50,7 +50,7 @@ pub(super) fn answer(imitation: &Arc<Imitation>, asked: &Asked) -> Answer {
         "/vllm.Control/UnloadLora" => match imitation.adapters().remove(text("lora_name")) {
             Some(path) => say(json!({"adapter": adapter(1, text("lora_name"), &path)})),
             None => {
-                Answer::refusal(GrpcCode::NOT_FOUND, &format!("LoRA adapter '{}' is not loaded", text("lora_name")))
+                Answer::refusal(GrpcCode::NOT_FOUND, &format!("LoRA adapter `{}` is not loaded", text("lora_name")))
             }
         },
         "/vllm.Control/ListLoras" => {
@@ -87,7 +87,7 @@ fn generate(imitation: &Arc<Imitation>, method: &str, request: &Value) -> Answer
     let known = imitation.adapters().contains_key(&adapter);
     if !(model.is_empty() || model == config.model) || !(adapter.is_empty() || known) {
         let name = if adapter.is_empty() { model } else { &adapter };
-        return Answer::refusal(GrpcCode::NOT_FOUND, &format!("The model `{name}` does not exist."));
+        return Answer::refusal(GrpcCode::NOT_FOUND, &format!("model `{name}` not found"));
     }
     let prompt = match request["text"].as_str() {
         Some(text) => config.words.tokens(text),
@@ -126,9 +126,12 @@ fn generate(imitation: &Arc<Imitation>, method: &str, request: &Value) -> Answer
         let bytes = clerk.message(&method, &spoken);
         Answer::messages(std::iter::once(Piece { pause, bytes: bytes.into() }))
     } else {
-        Answer::messages(
-            speech.map(move |spoken| Piece { pause: pace, bytes: clerk.message(&method, &[spoken]).into() }),
-        )
+        // The prompt is told first, in a message of its own.
+        let opening = Piece::now(
+            proto::answer_from_json(&method, &json!({"prompt_info": clerk.prompt_info()})).unwrap_or_default(),
+        );
+        let tokens = speech.map(move |spoken| Piece { pause: pace, bytes: clerk.message(&method, &[spoken]).into() });
+        Answer::messages(std::iter::once(opening).chain(tokens))
     };
     answer.pausable = true;
     answer
@@ -144,6 +147,14 @@ struct Clerk {
 }
 
 impl Clerk {
+    fn prompt_info(&self) -> Value {
+        let mut info = json!({"num_prompt_tokens": self.wish.prompt.len()});
+        if self.tell_prompt {
+            info["token_ids"] = self.wish.prompt.iter().copied().collect();
+        }
+        info
+    }
+
     /// A message that tells these tokens.
     fn message(&self, method: &str, spoken: &[Spoken]) -> Vec<u8> {
         let config = &self.imitation.config;
@@ -151,7 +162,10 @@ impl Clerk {
         let mut outputs = json!({"num_tokens": spoken.len()});
         if self.with_text {
             let words = spoken.iter().filter(|spoken| !matches!(spoken.finish, Some(Finish::End | Finish::Stop(_))));
-            outputs["text"] = words.map(|spoken| config.words.text(spoken.token)).collect::<String>().into();
+            let text: String = words.map(|spoken| config.words.text(spoken.token)).collect();
+            if !text.is_empty() {
+                outputs["text"] = text.into();
+            }
         }
         if self.with_tokens {
             outputs["token_ids"] = spoken.iter().map(|spoken| spoken.token).collect();
@@ -171,15 +185,12 @@ impl Clerk {
             }
         }
         let mut message = json!({});
-        if spoken.first().is_some_and(|spoken| spoken.place == 0) {
-            message["prompt_info"] = json!({"num_prompt_tokens": self.wish.prompt.len()});
-            if self.tell_prompt {
-                message["prompt_info"]["token_ids"] = self.wish.prompt.iter().copied().collect();
-            }
+        if method == "/vllm.Inference/Generate" {
+            message["prompt_info"] = self.prompt_info();
         }
         if let Some(Spoken { place, finish: Some(finish), .. }) = spoken.last() {
             self.imitation.replies.fetch_add(1, Ordering::Relaxed);
-            let mut info = json!({"num_output_tokens": place + 1});
+            let mut info = json!({"num_output_tokens": place + 1, "num_cached_tokens": 0});
             match finish {
                 Finish::Length => info["finish_reason"] = 1.into(),
                 Finish::End => {
