@@ -43,7 +43,7 @@ pub struct Conversation {
 }
 
 /// Recorded conversations.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Transcript {
     /// What was recorded: the server and its version, for people.
     pub source: String,
@@ -51,12 +51,6 @@ pub struct Transcript {
     pub rules: Rules,
     /// The conversations: sorted by scene and key, and with one key in the order in which they were held.
     pub conversations: Vec<Conversation>,
-}
-
-impl Default for Transcript {
-    fn default() -> Self {
-        Self { source: String::new(), rules: Rules::default(), conversations: Vec::new() }
-    }
 }
 
 /// The longest file that is read: 64 MiB.

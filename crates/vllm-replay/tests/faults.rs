@@ -1,4 +1,5 @@
 //! Each fault does what it says, as a raw TCP client sees it.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! gRPC's faults and TLS, as vLLM's own client crate sees them.
 #![cfg(feature = "tls")]
+#![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
 

@@ -1,4 +1,5 @@
 //! What is recorded is what is played, to the byte; strangers are named; transcripts are read with suspicion.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
