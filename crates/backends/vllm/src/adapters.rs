@@ -37,8 +37,8 @@ pub(crate) struct Adapter {
 pub(crate) struct Bound {
     pub(crate) name: String,
     pub(crate) path: String,
-    /// Holds it.
-    pub(crate) adapter: Arc<Adapter>,
+    /// While this lives, the adapter stays on the servers.
+    _adapter: Arc<Adapter>,
 }
 
 impl std::fmt::Debug for Bound {
@@ -255,7 +255,7 @@ impl Adapters {
 
 fn bind(adapter: &Arc<Adapter>, scale: f32) -> Result<Bound> {
     let Place { name, path } = adapter.write(scale)?;
-    Ok(Bound { name, path, adapter: Arc::clone(adapter) })
+    Ok(Bound { name, path, _adapter: Arc::clone(adapter) })
 }
 
 fn unknown(id: &str) -> Error {

@@ -226,7 +226,7 @@ impl VllmRemoteBackend {
         hasher.finalize().to_hex().to_string()
     }
 
-    fn begin(&self, request: GenerateRequest) -> Result<EventStream> {
+    fn begin(&self, request: &GenerateRequest) -> Result<EventStream> {
         let arrived = Instant::now();
         request.sampling.validate()?;
         check_sampling(&request.sampling)?;
@@ -261,7 +261,7 @@ impl VllmRemoteBackend {
         };
         // A place first: what is turned away should cost nothing.
         let place = self.books.place(self.config.max_requests).ok_or_else(overloaded)?;
-        let (wish, reply) = self.prepare(&request, adapter, arrived)?;
+        let (wish, reply) = self.prepare(request, adapter, arrived)?;
         let entry = place.take();
         let (events, receiver) = mpsc::channel(AHEAD);
         let session = Session { crossing: Arc::clone(&self.crossing), wish, reply, entry, arrived, events };
@@ -449,7 +449,7 @@ impl ModelBackend for VllmRemoteBackend {
     }
 
     fn generate(&self, request: GenerateRequest) -> Result<EventStream> {
-        self.begin(request)
+        self.begin(&request)
     }
 
     fn load_adapter(&self, id: &str, files: AdapterFiles) -> BoxFuture<'_, Result<AdapterInfo>> {

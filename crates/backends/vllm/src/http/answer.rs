@@ -72,10 +72,15 @@ fn finish(reason: &str, stop: Option<&Value>) -> Result<Finish> {
     }
 }
 
+/// What a route says of one token: its id, its log probability, the candidates.
+type Row = (Option<TokenId>, Option<f32>, Vec<TokenLogprob>);
+/// What a route says of one position of the prompt: candidates by id.
+type Position = Option<Map<String, Value>>;
+
 /// Log probabilities of new tokens, whatever the route's form.
 fn of_reply(ids: &[TokenId], logprobs: Logprobs, count: u32) -> Result<Vec<PositionLogprobs>> {
     let Logprobs { content, token_logprobs, tokens, top_logprobs } = logprobs;
-    let rows: Vec<(Option<TokenId>, Option<f32>, Vec<TokenLogprob>)> = match (content, token_logprobs) {
+    let rows: Vec<Row> = match (content, token_logprobs) {
         (Some(content), _) => {
             content.iter().map(|row| (row.id(), row.logprob, candidates(&row.top_logprobs))).collect()
         }
@@ -94,7 +99,7 @@ fn of_reply(ids: &[TokenId], logprobs: Logprobs, count: u32) -> Result<Vec<Posit
     if rows.len() != ids.len() {
         return Err(strange("it has not one log probability for each token"));
     }
-    let entry = |(&token, (id, logprob, top)): (&TokenId, (Option<TokenId>, Option<f32>, Vec<TokenLogprob>))| {
+    let entry = |(&token, (id, logprob, top)): (&TokenId, Row)| {
         let logprob = logprob.filter(|_| id.is_none_or(|id| id == token));
         let logprob = logprob.ok_or_else(|| strange("a log probability is of another token"))?;
         Ok(PositionLogprobs { chosen: TokenLogprob { token, logprob }, top: best(top, count) })
@@ -126,7 +131,7 @@ pub(crate) fn best(mut top: Vec<TokenLogprob>, count: u32) -> Vec<TokenLogprob> 
 
 /// One entry for each position of the prompt.
 fn of_prompt(
-    entries: &[Option<Map<String, Value>>],
+    entries: &[Position],
     ids: Option<&[TokenId]>,
     call: &Call,
     covered: impl Fn(usize) -> bool,
@@ -140,7 +145,7 @@ fn of_prompt(
         return Err(strange("it has not one log probability for each token of the prompt"));
     }
     let count = call.prompt_logprobs.unwrap_or_default();
-    let entry = |(at, (entry, &token)): (usize, (&Option<Map<String, Value>>, &TokenId))| {
+    let entry = |(at, (entry, &token)): (usize, (&Position, &TokenId))| {
         let Some(map) = entry.as_ref().filter(|_| at > 0 && !covered(at)) else { return Ok(None) };
         let all = keyed(map);
         let chosen = all.iter().find(|candidate| candidate.token == token).copied();

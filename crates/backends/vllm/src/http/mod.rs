@@ -320,6 +320,15 @@ impl Transport for HttpTransport {
                     .with_operation("load_adapter")
                     .with_context("endpoint", &*self.endpoint))
                 }
+                Err(error) if error.message().contains(crate::trials::ADAPTERS_BROKEN) => {
+                    Err(Error::new(
+                        ErrorKind::Unsupported,
+                        "this front end cannot load adapters while it runs (vLLM 0.32's in Rust); use its front end in Python",
+                    )
+                    .with_backend(crate::NAME)
+                    .with_operation("load_adapter")
+                    .with_context("endpoint", &*self.endpoint))
+                }
                 other => other.map_err(|error| error.with_context("adapter", name)),
             }
         })
