@@ -141,7 +141,7 @@ print(*(one.getsockname()[1] for one in held))')
     VLLM_USE_RUST_FRONTEND=1 VLLM_RUST_FRONTEND_PATH="$home/rust/vllm/vllm-rs" launch "$home/logs/rust.log" --port "${ports[1]}" --grpc-port "${ports[2]}"
     export CONSORT_VLLM_HTTP=http://127.0.0.1:${ports[0]}
     export CONSORT_VLLM_RUST_HTTP=http://127.0.0.1:${ports[1]}
-    export CONSORT_VLLM_GRPC=http://127.0.0.1:${ports[2]}
+    export CONSORT_VLLM_GRPC=grpc://127.0.0.1:${ports[2]}
     export CONSORT_VLLM_ADAPTERS=$adapters
     answers "front end in Python" "$CONSORT_VLLM_HTTP" "${pids[0]}" "$home/logs/python.log"
     answers "front end in Rust" "$CONSORT_VLLM_RUST_HTTP" "${pids[1]}" "$home/logs/rust.log"
