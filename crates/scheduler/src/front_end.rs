@@ -1,41 +1,11 @@
 //! From a conversation to parts, and the places in it that are worth keeping.
 
-use std::fmt;
 use std::sync::Arc;
 
-use consort_core::{
-    ChatMessage, ChatPrompt, Error, ErrorKind, ImageInput, ImageSource, ModelInfo, Prompt, PromptPart, Result,
-    SpecialTokens, TokenId,
-};
-use consort_text::{
-    ChatTemplate, ChatTemplateInput, Detokenizer, PromptRenderer, SpecialText, TokenPart, Tokenizer, split_at_images,
-};
-use consort_vision::ImageProcessor;
+use consort_core::{Error, ErrorKind, ImageSource, ModelInfo, Prompt, PromptPart, Result, SpecialTokens, TokenId};
+use consort_prompt::{FrontEnd, Prompter, Written};
+use consort_text::{ChatTemplateInput, Detokenizer, Tokenizer};
 use serde_json::json;
-
-/// What stands between people and tokens. An engine knows nothing of it; it belongs to the model's files.
-///
-/// What is `None` is refused as `Unsupported` by name. Prompts of token parts need none of it; their replies then have
-/// tokens and no text.
-#[derive(Clone, Default)]
-pub struct FrontEnd {
-    /// Text to tokens and back.
-    pub tokenizer: Option<Tokenizer>,
-    /// Conversations to text.
-    pub template: Option<ChatTemplate>,
-    /// Picture files to images.
-    pub image_processor: Option<ImageProcessor>,
-}
-
-impl fmt::Debug for FrontEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FrontEnd")
-            .field("tokenizer", &self.tokenizer.is_some())
-            .field("template", &self.template.is_some())
-            .field("image_processor", &self.image_processor.is_some())
-            .finish()
-    }
-}
 
 /// A place in a prompt where its past may be kept, in tokens from the beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,37 +44,31 @@ pub(crate) struct Prepared {
     pub(crate) conversation: Option<Arc<Conversation>>,
 }
 
-/// A front end bound to a model.
+/// A front end bound to a model, which knows where pasts may be kept.
 #[derive(Clone)]
 pub(crate) struct Preparer {
-    backend: &'static str,
-    tokenizer: Option<Tokenizer>,
-    renderer: Option<PromptRenderer>,
-    image_processor: Option<ImageProcessor>,
-    image_token: Option<TokenId>,
+    prompter: Prompter,
     message_start: Option<TokenId>,
     max_tokens: usize,
 }
 
 impl Preparer {
     pub(crate) fn new(front_end: FrontEnd, backend: &'static str, info: &ModelInfo, max_tokens: usize) -> Self {
-        let FrontEnd { tokenizer, template, image_processor } = front_end;
-        Self {
-            backend,
-            message_start: tokenizer.as_ref().and_then(|tokenizer| tokenizer.token_to_id("<|im_start|>")),
-            renderer: template.zip(tokenizer.clone()).map(|(template, t)| PromptRenderer::new(template, t)),
-            tokenizer,
-            image_processor,
-            image_token: info.image_token,
-            max_tokens,
-        }
+        let prompter = Prompter::new(front_end, backend, info.image_token);
+        let message_start = prompter.tokenizer().and_then(|tokenizer| tokenizer.token_to_id("<|im_start|>"));
+        Self { prompter, message_start, max_tokens }
     }
 
     /// # Errors
     /// [`ErrorKind::Unsupported`] where a part of the front end is missing, else what that part refuses.
     pub(crate) fn prepare(&self, prompt: Prompt) -> Result<Prepared> {
         match prompt {
-            Prompt::Chat(chat) => self.chat(&chat),
+            Prompt::Chat(chat) => {
+                let Written { parts, turn, input, images } =
+                    self.prompter.write(&chat, |tokens| self.check_length(tokens))?;
+                let borders = self.borders_of(&parts, Some(turn));
+                Ok(Prepared { parts, borders, conversation: Some(Arc::new(Conversation { input, images })) })
+            }
             Prompt::Parts(parts) => {
                 let borders = self.borders_of(&parts, None);
                 Ok(Prepared { parts, borders, conversation: None })
@@ -112,60 +76,28 @@ impl Preparer {
         }
     }
 
-    fn chat(&self, chat: &ChatPrompt) -> Result<Prepared> {
-        let renderer = self.renderer.as_ref().ok_or_else(|| self.missing("chat prompts without a chat template"))?;
-        let mut images = Vec::new();
-        for image in chat.messages.iter().flat_map(ChatMessage::images) {
-            images.push(self.image(image)?);
-            self.check_length(images.iter().map(|image| image.grid().tokens()).fold(0, usize::saturating_add))?;
-        }
-        let input = ChatTemplateInput::from_prompt(chat)?;
-        let rendered = renderer.render(&input)?;
-        let parts = self.with_images(&rendered.tokens, &images)?;
-        let before = rendered.tokens.get(..rendered.generation_border).unwrap_or_default();
-        let turn = self.with_images_so_far(before, &images)?.iter().map(part_len).sum();
-        let borders = self.borders_of(&parts, Some(turn));
-        Ok(Prepared { parts, borders, conversation: Some(Arc::new(Conversation { input, images })) })
-    }
-
     /// What every prompt that continues this conversation after `reply` begins with. Empty: nothing.
     pub(crate) fn next_turn(&self, conversation: &Conversation, reply: &str) -> Result<Vec<PromptPart>> {
-        let renderer = self.renderer.as_ref().ok_or_else(|| self.missing("chat prompts without a chat template"))?;
         let mut input = conversation.input.clone();
         input.messages.push(json!({ "role": "assistant", "content": reply }));
-        let tokens = renderer.next_turn_prefix(&input)?;
-        self.with_images_so_far(&tokens, &conversation.images)
-    }
-
-    pub(crate) fn image(&self, image: &ImageInput) -> Result<Arc<dyn ImageSource>> {
-        match image {
-            ImageInput::Prepared(source) => Ok(Arc::clone(source)),
-            ImageInput::Encoded(bytes) => {
-                let processor = self
-                    .image_processor
-                    .as_ref()
-                    .ok_or_else(|| self.missing("picture files without an image processor"))?;
-                Ok(Arc::new(processor.decode(Arc::clone(bytes))?))
-            }
-        }
+        self.prompter.next_turn(&input, &conversation.images)
     }
 
     pub(crate) fn tokenize(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>> {
-        self.tokenizer.as_ref().ok_or_else(|| self.missing("tokenize"))?.encode(text, special)
+        self.prompter.tokenize(text, special)
     }
 
     pub(crate) fn detokenize(&self, tokens: &[TokenId]) -> Result<String> {
-        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| self.missing("detokenize"))?;
-        Ok(tokenizer.decode(tokens, SpecialText::Show))
+        self.prompter.detokenize(tokens)
     }
 
     pub(crate) fn tokenizer(&self) -> Option<&Tokenizer> {
-        self.tokenizer.as_ref()
+        self.prompter.tokenizer()
     }
 
     /// For a new reply.
     pub(crate) fn detokenizer(&self) -> Option<Detokenizer> {
-        self.tokenizer.as_ref().map(|tokenizer| Detokenizer::new(tokenizer, SpecialText::Hide))
+        self.prompter.detokenizer()
     }
 
     /// How many tokens a reply to a prompt of `tokens` tokens can have.
@@ -182,37 +114,6 @@ impl Preparer {
         Err(Error::new(ErrorKind::InvalidRequest, "the prompt leaves no room for a reply; shorten it")
             .with_context("prompt_tokens", tokens.to_string())
             .with_context("max_sequence_tokens", self.max_tokens.to_string()))
-    }
-
-    fn missing(&self, operation: &'static str) -> Error {
-        Error::unsupported(self.backend, operation)
-    }
-
-    fn with_images(&self, tokens: &[TokenId], images: &[Arc<dyn ImageSource>]) -> Result<Vec<PromptPart>> {
-        let Some(image_token) = self.image_token else {
-            return match images {
-                [] if tokens.is_empty() => Ok(Vec::new()),
-                [] => Ok(vec![PromptPart::Tokens(tokens.to_vec())]),
-                _ => Err(self.missing("image input")),
-            };
-        };
-        let mut parts = Vec::new();
-        for part in split_at_images(tokens, image_token, images.len())? {
-            parts.push(match part {
-                TokenPart::Tokens(tokens) => PromptPart::Tokens(tokens),
-                TokenPart::Image(index) => {
-                    let missing = || Error::new(ErrorKind::Unexpected, "an image of the prompt is missing");
-                    PromptPart::Image(Arc::clone(images.get(index).ok_or_else(missing)?))
-                }
-            });
-        }
-        Ok(parts)
-    }
-
-    /// The same for the beginning of a prompt, which may hold fewer of the images.
-    fn with_images_so_far(&self, tokens: &[TokenId], images: &[Arc<dyn ImageSource>]) -> Result<Vec<PromptPart>> {
-        let count = tokens.iter().filter(|&&token| Some(token) == self.image_token).count();
-        self.with_images(tokens, images.get(..count).unwrap_or(images))
     }
 
     /// `turn`: before the generation prompt, where that is known. Else the last message's start is taken for it or, with
@@ -238,13 +139,6 @@ impl Preparer {
         }
         borders.push(Border { at: turn, kind: BorderKind::Turn });
         borders
-    }
-}
-
-fn part_len(part: &PromptPart) -> usize {
-    match part {
-        PromptPart::Tokens(tokens) => tokens.len(),
-        PromptPart::Image(image) => image.grid().tokens(),
     }
 }
 

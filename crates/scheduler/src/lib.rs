@@ -138,12 +138,11 @@ mod sequence;
 mod shelf;
 mod simulation;
 mod step_plan;
-mod stop;
 mod value;
 mod worker;
 
 pub use clock::VirtualClock;
 pub use config::SchedulerConfig;
-pub use front_end::FrontEnd;
+pub use consort_prompt::FrontEnd;
 pub use scheduled::Scheduled;
 pub use simulation::{Simulation, Turned};

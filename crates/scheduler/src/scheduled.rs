@@ -13,19 +13,20 @@ use consort_core::{
     Capability, DeviceEvidence, EmbedRequest, Engine, Error, ErrorKind, EventStream, GenerateRequest, MemoryReport,
     Metrics, ModelBackend, ModelInfo, PrefixReuse, Priority, Prompt, Residency, Result, SpecialTokens, TokenId, Usage,
 };
+use consort_prompt::FrontEnd;
+use consort_text::StopMatcher;
 
 use crate::chooser::Choosing;
 use crate::clock::Clock;
 use crate::config::SchedulerConfig;
 use crate::events::{self, Answerer};
-use crate::front_end::{Border, BorderKind, FrontEnd, Preparer};
+use crate::front_end::{Border, BorderKind, Preparer};
 use crate::keeper::Keeper;
 use crate::library::{Delivery, Errand, Library};
 use crate::metrics::{Board, Ended};
 use crate::past::Past;
 use crate::prompt_logprobs::PromptLogprobs;
 use crate::sequence::{Embed, Reply, Request, Work};
-use crate::stop::StopMatcher;
 use crate::worker::Worker;
 
 /// The most log probabilities that one position can report.

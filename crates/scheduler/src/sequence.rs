@@ -8,7 +8,7 @@ use consort_core::{
     AdapterSet, Deadlines, Error, Event, FinishReason, ImageHandle, Parked, Pooling, PrefixReuse, Priority, Result,
     SeqId, Step, TokenId, Usage, Want,
 };
-use consort_text::Detokenizer;
+use consort_text::{Detokenizer, StopMatcher};
 
 use crate::aging::Standing;
 use crate::chooser::{Choice, Chooser};
@@ -17,7 +17,6 @@ use crate::front_end::{Border, BorderKind, Conversation};
 use crate::images::{Audience, ImageKey, Wanted};
 use crate::past::Past;
 use crate::prompt_logprobs::{MOST_ROWS, PromptLogprobs};
-use crate::stop::StopMatcher;
 
 /// What a sequence is for.
 pub(crate) enum Work {

@@ -5,10 +5,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use consort_core::{Engine, Result};
+use consort_prompt::FrontEnd;
 
 use crate::clock::{Clock, VirtualClock};
 use crate::config::SchedulerConfig;
-use crate::front_end::FrontEnd;
 use crate::keeper::Keeper;
 use crate::library::Library;
 use crate::scheduled::{Scheduled, Shared};

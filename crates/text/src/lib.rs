@@ -11,6 +11,7 @@
 //! - [`ReplyParser`]: reasoning, text and tool calls, told apart while a reply streams; [`parse_reply`] for a whole one.
 //!   What is malformed comes back as text with a flag, and nothing is ever lost. [`CallForm`] is the grammar of replies
 //!   that must call.
+//! - [`StopMatcher`]: stop strings, found across the borders of pieces.
 //!
 //! ```
 //! use consort_core::{ChatMessage, ChatPrompt, Role, SpecialTokens};
@@ -45,6 +46,7 @@ mod guard;
 mod images;
 mod renderer;
 mod reply;
+mod stop;
 mod template;
 mod tokenizer;
 
@@ -55,6 +57,7 @@ pub use reply::{
     CallCount, CallDelivery, CallForm, MalformedReason, Otherwise, ParsedReply, ReasoningEnd, ReplyEnd, ReplyEvent,
     ReplyLimits, ReplyOptions, ReplyParser, ReplyPiece, ReplyStart, ToolMatch, parse_reply,
 };
+pub use stop::{Fed, StopMatcher};
 pub use template::{ChatTemplate, ChatTemplateInput, TemplateLimits};
 pub use tokenizer::{PreTokenizer, Tokenizer};
 

@@ -47,25 +47,27 @@ impl Needle {
 
 /// What feeding text gave.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Fed {
+pub struct Fed {
     /// Text that can be shown now.
-    pub(crate) text: String,
+    pub text: String,
     /// The stop string that has appeared; nothing is delivered after it.
-    pub(crate) stopped_by: Option<String>,
+    pub stopped_by: Option<String>,
 }
 
 /// Finds the stop string that is *complete first* (of several that end at the same place, the longest), whatever the pieces
 /// in which the text comes. Text that may be the beginning of one is held back.
 #[derive(Debug)]
-pub(crate) struct StopMatcher {
+pub struct StopMatcher {
     needles: Vec<Needle>,
     held: String,
 }
 
 impl StopMatcher {
+    /// A matcher for one reply.
+    ///
     /// # Errors
     /// [`ErrorKind::InvalidRequest`] for an empty string, too many or too long ones.
-    pub(crate) fn new(strings: &[String]) -> Result<Self> {
+    pub fn new(strings: &[String]) -> Result<Self> {
         let refuse =
             |message: &str| Err(Error::new(ErrorKind::InvalidRequest, message).with_context("field", "stop.strings"));
         if strings.len() > MAX_STRINGS {
@@ -81,7 +83,7 @@ impl StopMatcher {
     }
 
     /// Takes the next piece of text. Must not be called again once a string stopped it.
-    pub(crate) fn feed(&mut self, text: &str) -> Fed {
+    pub fn feed(&mut self, text: &str) -> Fed {
         if self.needles.is_empty() {
             return Fed { text: text.to_owned(), stopped_by: None };
         }
@@ -113,7 +115,7 @@ impl StopMatcher {
     }
 
     /// What is held back, when the reply has ended otherwise.
-    pub(crate) fn flush(&mut self) -> String {
+    pub fn flush(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }

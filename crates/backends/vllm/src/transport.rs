@@ -1,0 +1,37 @@
+//! The inner seam: one server, whatever it is spoken to by.
+
+use consort_core::{BoxFuture, Result, SpecialTokens, TokenId};
+
+use crate::call::{Call, ChunkStream};
+use crate::facts::ServerFacts;
+
+/// One server.
+///
+/// Every method has its own time limit ([`Timeouts`](crate::Timeouts)), and errors say by their status whether the same can
+/// be asked again ([`ErrorStatus`](consort_core::ErrorStatus)): what is temporary was not begun, or is gone.
+pub(crate) trait Transport: Send + Sync {
+    /// Finds out what the server is and what it really does, by asking it.
+    fn probe(&self) -> BoxFuture<'_, Result<ServerFacts>>;
+
+    /// Whether it lives and answers.
+    fn health(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// Asks for a reply. Ends when the server has accepted; its errors until then are this future's, later ones the
+    /// stream's.
+    fn generate<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<ChunkStream>>;
+
+    /// Loads an adapter from a path that the server sees. One that is loaded already is no error.
+    fn load_adapter<'a>(&'a self, name: &'a str, path: &'a str) -> BoxFuture<'a, Result<()>>;
+
+    /// Forgets an adapter. One that is not there is no error.
+    fn unload_adapter<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<()>>;
+
+    /// Text to tokens by the server's tokenizer.
+    fn tokenize<'a>(&'a self, text: &'a str, special: SpecialTokens) -> BoxFuture<'a, Result<Vec<TokenId>>>;
+
+    /// A conversation to tokens by the server's template and tokenizer; pictures are not among them.
+    fn write<'a>(&'a self, chat: &'a crate::call::CallPrompt) -> BoxFuture<'a, Result<Vec<TokenId>>>;
+
+    /// Tokens to text by the server's tokenizer, special ones shown.
+    fn detokenize<'a>(&'a self, tokens: &'a [TokenId]) -> BoxFuture<'a, Result<String>>;
+}
