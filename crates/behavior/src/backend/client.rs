@@ -251,6 +251,43 @@ pub(super) fn follows(
     what: &str,
 ) -> Outcome {
     let tolerance = fixture.oracle_tolerance;
+    let stops = rig.engine.info().stop_tokens.clone();
+    let ids = reply.all();
+    let is_ended = ids.last().is_some_and(|last| stops.contains(last));
+    ensure!(ids.len() == count || (is_ended && ids.len() < count), "{what}: {} tokens of {count} came", ids.len());
+    for (index, place) in along(rig, adapters, parts, reply)?.into_iter().enumerate() {
+        let Place { token, own, lead, distances } = place;
+        let is_own = token == own || (!fixture.is_exact() && lead <= tolerance);
+        ensure!(is_own, "{what}: token {index} is {token}, and the engine itself says {own}, by {lead}: {ids:?}");
+        for (of, distance) in distances {
+            ensure!(distance <= tolerance, "{what}: the log probability of {of} at token {index} is off by {distance}");
+        }
+    }
+    for entry in &reply.logprobs {
+        let is_sorted = entry.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob);
+        ensure!(is_sorted, "{what}: the most probable are not sorted");
+    }
+    Ok(())
+}
+
+/// A place of a reply beside what the fixture's engine says there.
+pub(super) struct Place {
+    pub(super) token: TokenId,
+    /// What the engine would have chosen.
+    pub(super) own: TokenId,
+    /// By how much that leads, as a difference of logits.
+    pub(super) lead: f32,
+    /// How far each log probability is from the engine's own.
+    pub(super) distances: Vec<(TokenId, f32)>,
+}
+
+/// The engine reads the prompt and then, token by token, the reply.
+pub(super) fn along(
+    rig: &mut Rig<'_>,
+    adapters: &AdapterSet,
+    parts: &[PromptPart],
+    reply: &Reply,
+) -> Outcome<Vec<Place>> {
     let mut script = Script::default();
     for part in parts {
         script = match part {
@@ -258,38 +295,23 @@ pub(super) fn follows(
             PromptPart::Image(image) => script.then_image(&rig.encode(image)?),
         };
     }
-    let stops = rig.engine.info().stop_tokens.clone();
     let ids = reply.all();
-    let is_ended = ids.last().is_some_and(|last| stops.contains(last));
-    ensure!(ids.len() == count || (is_ended && ids.len() < count), "{what}: {} tokens of {count} came", ids.len());
     let seq = rig.engine.open(adapters)?;
     let mut row = rig.read(seq, &script)?;
+    let mut places = Vec::new();
     for (index, &token) in ids.iter().enumerate() {
         let own = crate::rig::first_maximum(&row);
         let lead = row[own as usize] - row[token as usize];
-        let is_own = token == own || (!fixture.is_exact() && lead <= tolerance);
-        ensure!(is_own, "{what}: token {index} is {token}, and the engine itself says {own}, by {lead}: {ids:?}");
         let logprobs = log_softmax(&row);
-        if let Some(entry) = reply.logprobs.get(index) {
-            for one in entry.top.iter().chain([&entry.chosen]) {
-                let distance = (one.logprob - logprobs[one.token as usize]).abs();
-                ensure!(
-                    distance <= tolerance,
-                    "{what}: the log probability of {} at token {index} is off by {distance}",
-                    one.token
-                );
-            }
-            ensure!(
-                entry.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob),
-                "{what}: the most probable are not sorted"
-            );
-        }
+        let told = reply.logprobs.get(index).into_iter().flat_map(|entry| entry.top.iter().chain([&entry.chosen]));
+        let distances = told.map(|one| (one.token, (one.logprob - logprobs[one.token as usize]).abs())).collect();
+        places.push(Place { token, own, lead, distances });
         if index + 1 < ids.len() {
             row = rig.read(seq, &Script::at(script.next() + index as u32).then_text(&[token]))?;
         }
     }
     rig.engine.release(seq);
-    Ok(())
+    Ok(places)
 }
 
 /// Natural logarithms of the probabilities.

@@ -4,6 +4,7 @@ mod adapters;
 mod cache;
 mod chat;
 mod client;
+mod distance;
 mod fairness;
 mod images;
 mod limits;
@@ -22,6 +23,7 @@ use consort_core::{AdapterMode, Capability, ModelBackend, Result};
 
 use crate::case::{Case, Outcome};
 use crate::fixture::EngineFixture;
+pub use distance::{Distance, distances};
 pub use nature::{BackendNature, Bounds, Kept};
 
 /// How a backend is to be made. What a backend leaves to others, its [`BackendNature`] says, and it ignores here.
