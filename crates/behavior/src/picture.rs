@@ -41,6 +41,14 @@ impl Picture {
         let pixels = vec![128; (grid.h as usize).min(64) * (grid.w as usize).min(64) * side * side * 3];
         Self { grid, side, patches, pixels }
     }
+
+    /// The same with fewer pixels than it says that it has: whichever form of it an engine takes, it is malformed.
+    #[must_use]
+    pub fn broken(grid: PatchGrid, patches: Vec<f32>) -> Self {
+        let mut picture = Self::new(grid, patches);
+        picture.pixels.truncate(7);
+        picture
+    }
 }
 
 impl fmt::Debug for Picture {

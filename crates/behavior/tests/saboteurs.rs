@@ -163,7 +163,7 @@ fn what_a_backend_forgets_is_missed() {
         ),
         (Forgets::Seed, &["a_seed_repeats_itself", "a_structure_is_repeated_by_its_seed"]),
         (Forgets::Bias, &["a_logit_bias_forbids_and_forces"]),
-        (Forgets::Penalties, &["penalties_change_a_repetition"]),
+        (Forgets::Penalties, &["penalties_change_a_repetition", "penalties_are_those_of_the_engines_own_logits"]),
         (Forgets::MinTokens, &["min_tokens_hold_the_end_back"]),
         (Forgets::EndTokens, &["ignored_end_tokens_are_tokens_like_others"]),
     ];

@@ -2,7 +2,8 @@
 //!
 //! vLLM reads adapters from its own file system, applies one to a request, and always at its own scale. So an adapter is
 //! written into the shared folder once for each scale that requests ask for, with the scale in its config, and its name
-//! there tells id, generation, digest and scale: what a server has cached under a name was computed with these weights.
+//! there tells backend, id, generation, digest and scale: what a server has cached under a name was computed with these
+//! weights, and what one backend takes off the servers no other one uses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ pub(crate) struct Adapter {
     config: Arc<[u8]>,
     weights: Arc<[u8]>,
     share: AdapterShare,
+    /// Begins its names: that of the backend that loaded it.
+    prefix: Arc<str>,
     /// The names under which it was written into the folder.
     written: Mutex<BTreeSet<String>>,
     /// Who takes it off the servers.
@@ -54,7 +57,7 @@ impl Adapter {
         let id: String =
             self.info.key.id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(32).collect();
         let scale = if scale == 1.0 { String::new() } else { format!("-x{:08x}", scale.to_bits()) };
-        format!("consort-{id}-g{}-{digest}{scale}", self.info.key.generation)
+        format!("{}-{id}-g{}-{digest}{scale}", self.prefix, self.info.key.generation)
     }
 
     /// Writes it at this scale into the folder, if it is not there.
@@ -120,6 +123,8 @@ fn scaled(config: &Arc<[u8]>, scale: f32) -> Result<Arc<[u8]>> {
 /// The adapters of a backend.
 pub(crate) struct Adapters {
     share: Option<AdapterShare>,
+    /// Several backends use one folder and one server: their names differ.
+    prefix: Arc<str>,
     table: RwLock<BTreeMap<String, (Arc<Adapter>, Residency)>>,
     generations: std::sync::atomic::AtomicU64,
     sweeper: tokio::sync::mpsc::UnboundedSender<Vec<(String, PathBuf)>>,
@@ -127,7 +132,12 @@ pub(crate) struct Adapters {
 
 impl Adapters {
     /// The table, and the task that takes what nobody uses off the servers and out of the folder.
-    pub(crate) fn new(share: Option<AdapterShare>, replicas: Arc<Replicas>, runtime: &tokio::runtime::Handle) -> Self {
+    pub(crate) fn new(
+        share: Option<AdapterShare>,
+        prefix: &str,
+        replicas: Arc<Replicas>,
+        runtime: &tokio::runtime::Handle,
+    ) -> Self {
         let (sweeper, mut dropped) = tokio::sync::mpsc::unbounded_channel::<Vec<(String, PathBuf)>>();
         runtime.spawn(async move {
             while let Some(places) = dropped.recv().await {
@@ -143,7 +153,7 @@ impl Adapters {
                 }
             }
         });
-        Self { share, table: RwLock::default(), generations: 0.into(), sweeper }
+        Self { share, prefix: prefix.into(), table: RwLock::default(), generations: 0.into(), sweeper }
     }
 
     /// Reads, checks and writes an adapter. It is not in the table yet.
@@ -178,8 +188,9 @@ impl Adapters {
             bytes: weights.len() as u64,
             invocation_tokens: None,
         };
-        let sweeper = self.sweeper.clone();
-        let adapter = Arc::new(Adapter { info, digest, config, weights, share, written: Mutex::default(), sweeper });
+        let (sweeper, prefix) = (self.sweeper.clone(), Arc::clone(&self.prefix));
+        let adapter =
+            Arc::new(Adapter { info, digest, config, weights, share, prefix, written: Mutex::default(), sweeper });
         let bound = bind(&adapter, 1.0)?;
         Ok((adapter, bound))
     }

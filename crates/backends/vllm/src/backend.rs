@@ -302,7 +302,8 @@ impl VllmRemoteBackend {
             stop_strings: if by_server { request.stop.strings.clone() } else { Vec::new() },
             stop_tokens: request.stop.tokens.clone(),
             min_tokens: request.stop.min_tokens.min(max_tokens),
-            ignore_end: request.stop.end_tokens == EndTokens::Ignore,
+            // A form is over with its end token, and vLLM would go on behind it.
+            ignore_end: request.stop.end_tokens == EndTokens::Ignore && request.structure.is_none(),
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
             structure: request.structure.clone(),

@@ -50,12 +50,13 @@ impl VllmRemoteBackend {
         let capability = capability(&config, &facts, &info);
         let reasoning = tokenizer.and_then(|t| t.token_to_id("<think>").zip(t.token_to_id("</think>")));
         let prompter = Prompter::new(config.front_end.clone(), crate::NAME, info.image_token);
-        let adapters = Adapters::new(config.adapters.clone(), Arc::clone(&replicas), runtime.handle());
+        let prefix = prefix();
+        let adapters = Adapters::new(config.adapters.clone(), &prefix, Arc::clone(&replicas), runtime.handle());
         runtime.spawn(watch(Arc::downgrade(&replicas), config.health_interval));
         let crossing = Crossing { replicas, retries: config.retries, budget: Budget::new(config.retries) };
         Ok(Self {
             takes_priority: facts.iter().all(|facts| facts.abilities.priority),
-            prefix: prefix(),
+            prefix,
             reasoning,
             info,
             capability,
@@ -217,7 +218,7 @@ fn capability(config: &VllmConfig, facts: &[ServerFacts], info: &ModelInfo) -> C
     }
 }
 
-/// Begins the ids of this process's requests.
+/// Begins the ids of this backend's requests, and its adapters' names on the servers.
 fn prefix() -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let mut hasher = blake3::Hasher::new();

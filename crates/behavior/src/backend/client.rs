@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use consort_core::{
-    AdapterFiles, AdapterInfo, AdapterUse, Error, ErrorKind, Event, EventStream, FinishReason, GenerateRequest,
-    ImageSource, Metrics, ModelBackend, PositionLogprobs, PrefixReuse, Prompt, PromptPart, TokenId, Usage, block_on,
+    AdapterFiles, AdapterInfo, AdapterSet, AdapterUse, Error, ErrorKind, Event, EventStream, FinishReason,
+    GenerateRequest, ImageSource, Metrics, ModelBackend, PositionLogprobs, PrefixReuse, Prompt, PromptPart, TokenId,
+    Usage, block_on,
 };
 
 use super::{BackendFixture, BackendSetup, Made};
@@ -25,6 +26,14 @@ pub(super) struct Reply {
 }
 
 impl Reply {
+    /// By how much the token at this place leads `token` in log probability, where both are told: infinite where `token` is
+    /// not among the most probable ones that were asked for.
+    fn leads(&self, at: usize, token: TokenId) -> Option<f32> {
+        let entry = self.logprobs.get(at)?;
+        let other = entry.top.iter().find(|top| top.token == token);
+        Some(other.map_or(f32::INFINITY, |other| (entry.chosen.logprob - other.logprob).abs()))
+    }
+
     /// The tokens of the reply, the one that ended it included.
     pub(super) fn all(&self) -> Vec<TokenId> {
         let mut ids = self.ids.clone();
@@ -86,24 +95,41 @@ impl<'f> Client<'f> {
     }
 
     /// Compares a reply with another way of computing it.
+    ///
+    /// Where the backend does not promise the same bits whatever shares a batch, two replies may part: where what each of
+    /// them chose was as good as what the other one did, within its tolerance. What follows is then not compared.
     pub(super) fn same(&self, one: &Reply, other: &Reply, what: &str) -> Outcome {
-        ensure!(one.all() == other.all(), "{what}: the tokens are {:?} and {:?}", one.all(), other.all());
-        ensure!(one.reason == other.reason, "{what}: ended by {:?} and {:?}", one.reason, other.reason);
-        ensure!(one.text == other.text, "{what}: the text is {:?} and {:?}", one.text, other.text);
-        ensure!(one.logprobs.len() == other.logprobs.len(), "{what}: other numbers of log probabilities");
-        // A log probability is a difference of logits, so it can be off by twice their tolerance.
-        let tolerance = 2.0 * self.fixture.engine.capability.logit_tolerance + 1e-6;
-        for (index, (one, other)) in one.logprobs.iter().zip(&other.logprobs).enumerate() {
+        let (ids, others) = (one.all(), other.all());
+        let tolerance = self.fixture.tolerance();
+        let parted = (0..ids.len().max(others.len())).find(|&at| ids.get(at) != others.get(at));
+        let compared = parted.unwrap_or(usize::MAX);
+        for (index, (one, other)) in one.logprobs.iter().zip(&other.logprobs).enumerate().take(compared) {
             let distance = (one.chosen.logprob - other.chosen.logprob).abs();
             ensure!(distance <= tolerance, "{what}: the log probability of token {index} differs by {distance}");
         }
+        if let Some(at) = parted {
+            let told = format!("{what}: the tokens are {ids:?} and {others:?}");
+            ensure!(!self.fixture.capability.batch_invariant, "{told}");
+            let (Some(&token), Some(&others)) = (ids.get(at), others.get(at)) else { return Err(told.into()) };
+            let close = [one.leads(at, others), other.leads(at, token)];
+            // Of an end token there is no log probability.
+            let known: Vec<f32> = close.into_iter().flatten().collect();
+            ensure!(
+                !known.is_empty() && known.iter().all(|lead| *lead <= tolerance),
+                "{told}, with leads of {known:?}"
+            );
+            return Ok(());
+        }
+        ensure!(one.reason == other.reason, "{what}: ended by {:?} and {:?}", one.reason, other.reason);
+        ensure!(one.text == other.text, "{what}: the text is {:?} and {:?}", one.text, other.text);
+        ensure!(one.logprobs.len() == other.logprobs.len(), "{what}: other numbers of log probabilities");
         Ok(())
     }
 }
 
-/// A greedy request for some tokens, with log probabilities.
+/// A greedy request for some tokens, with log probabilities: the second best tells how close a choice was.
 pub(super) fn request(parts: Vec<PromptPart>, max_tokens: u32) -> GenerateRequest {
-    GenerateRequest { max_tokens: Some(max_tokens), logprobs: Some(1), ..GenerateRequest::new(Prompt::Parts(parts)) }
+    GenerateRequest { max_tokens: Some(max_tokens), logprobs: Some(2), ..GenerateRequest::new(Prompt::Parts(parts)) }
 }
 
 pub(super) fn text(tokens: &[TokenId]) -> Vec<PromptPart> {
@@ -194,37 +220,98 @@ pub(super) fn refusal(client: &Client<'_>, request: GenerateRequest, kind: Error
     Ok(error)
 }
 
-/// What the engine itself says greedily, with the log probability of each token under its own logits.
-pub(super) fn engines_greedy(
+/// Holds a greedy reply of at most `count` tokens against the fixture's engine, which reads the prompt and then, token by
+/// token, the reply.
+///
+/// Each token must be what the engine would have chosen: where the backend computes the same bits, the very same one; else one that
+/// the engine finds as good within the tolerance. Log probabilities must be the engine's own within the tolerance.
+pub(super) fn engines_own(
     fixture: &BackendFixture,
-    tokens: &[TokenId],
-    adapter: Option<(usize, f32)>,
-    count: usize,
-) -> Outcome<(Vec<TokenId>, Vec<f32>)> {
+    parts: &[PromptPart],
+    adapters: &[(usize, f32)],
+    (reply, count): (&Reply, usize),
+    what: &str,
+) -> Outcome {
     let mut rig = Rig::new(&fixture.engine)?;
-    let adapters = match adapter {
-        None => consort_core::AdapterSet::none(),
-        Some((index, scale)) => {
-            let key = rig.adapter(index)?;
-            set(&[(&key, scale)])?
-        }
-    };
-    let stops = rig.engine.info().stop_tokens.clone();
-    let seq = rig.engine.open(&adapters)?;
-    let script = Script::text(tokens);
-    let mut row = rig.read(seq, &script)?;
-    let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
-    while ids.len() < count {
-        let token = crate::rig::first_maximum(&row);
-        ids.push(token);
-        logprobs.push(log_softmax(&row)[token as usize]);
-        if stops.contains(&token) {
-            break;
-        }
-        let next = script.next() + ids.len() as u32 - 1;
-        row = rig.read(seq, &Script::at(next).then_text(&[token]))?;
+    let mut bindings = Vec::new();
+    for (index, scale) in adapters {
+        bindings.push((rig.adapter(*index)?, *scale));
     }
-    Ok((ids, logprobs))
+    let adapters = set(&bindings.iter().map(|(key, scale)| (key, *scale)).collect::<Vec<_>>())?;
+    follows(fixture, &mut rig, &adapters, parts, (reply, count), what)
+}
+
+/// The same with adapters that the engine holds already.
+pub(super) fn follows(
+    fixture: &BackendFixture,
+    rig: &mut Rig<'_>,
+    adapters: &AdapterSet,
+    parts: &[PromptPart],
+    (reply, count): (&Reply, usize),
+    what: &str,
+) -> Outcome {
+    let tolerance = fixture.oracle_tolerance;
+    let stops = rig.engine.info().stop_tokens.clone();
+    let ids = reply.all();
+    let is_ended = ids.last().is_some_and(|last| stops.contains(last));
+    ensure!(ids.len() == count || (is_ended && ids.len() < count), "{what}: {} tokens of {count} came", ids.len());
+    for (index, place) in along(rig, adapters, parts, reply)?.into_iter().enumerate() {
+        let Place { token, own, lead, distances } = place;
+        let is_own = token == own || (!fixture.is_exact() && lead <= tolerance);
+        ensure!(is_own, "{what}: token {index} is {token}, and the engine itself says {own}, by {lead}: {ids:?}");
+        for (of, distance) in distances {
+            ensure!(distance <= tolerance, "{what}: the log probability of {of} at token {index} is off by {distance}");
+        }
+    }
+    for entry in &reply.logprobs {
+        let is_sorted = entry.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob);
+        ensure!(is_sorted, "{what}: the most probable are not sorted");
+    }
+    Ok(())
+}
+
+/// A place of a reply beside what the fixture's engine says there.
+pub(super) struct Place {
+    pub(super) token: TokenId,
+    /// What the engine would have chosen.
+    pub(super) own: TokenId,
+    /// By how much that leads, as a difference of logits.
+    pub(super) lead: f32,
+    /// How far each log probability is from the engine's own.
+    pub(super) distances: Vec<(TokenId, f32)>,
+}
+
+/// The engine reads the prompt and then, token by token, the reply.
+pub(super) fn along(
+    rig: &mut Rig<'_>,
+    adapters: &AdapterSet,
+    parts: &[PromptPart],
+    reply: &Reply,
+) -> Outcome<Vec<Place>> {
+    let mut script = Script::default();
+    for part in parts {
+        script = match part {
+            PromptPart::Tokens(tokens) => script.then_text(tokens),
+            PromptPart::Image(image) => script.then_image(&rig.encode(image)?),
+        };
+    }
+    let ids = reply.all();
+    let seq = rig.engine.open(adapters)?;
+    let mut row = rig.read(seq, &script)?;
+    let mut places = Vec::new();
+    for (index, &token) in ids.iter().enumerate() {
+        let own = crate::rig::first_maximum(&row);
+        let lead = row[own as usize] - row[token as usize];
+        let logprobs = log_softmax(&row);
+        let told = reply.logprobs.get(index).into_iter().flat_map(|entry| entry.top.iter().chain([&entry.chosen]));
+        let distances = told.map(|one| (one.token, (one.logprob - logprobs[one.token as usize]).abs())).collect();
+        places.push(Place { token, own, lead, distances });
+        if index + 1 < ids.len() {
+            row = rig.read(seq, &Script::at(script.next() + index as u32).then_text(&[token]))?;
+        }
+    }
+    rig.engine.release(seq);
+    Ok(places)
 }
 
 /// Natural logarithms of the probabilities.

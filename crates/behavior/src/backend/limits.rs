@@ -3,12 +3,16 @@
 use std::time::{Duration, Instant};
 
 use consort_core::{
-    AdapterUse, ChatPrompt, ErrorKind, GenerateRequest, ImageInput, Prompt, PromptPart, Role, Sampling, TokenId,
+    AdapterUse, ChatPrompt, EndTokens, ErrorKind, GenerateRequest, ImageInput, Prompt, PromptPart, Role, Sampling,
+    StopRules, TokenId,
 };
 
 use super::client::{Client, adapter, collect, refusal, request, text};
-use super::{BackendFixture, BackendSetup, List, Need};
+use super::{BackendFixture, BackendSetup, Bounds, List, Need};
 use crate::case::{Outcome, ensure};
+
+/// How long a case waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) fn add(list: &mut List) {
     list.add("several_streams_are_each_alone", &[], several);
@@ -51,35 +55,28 @@ fn several(fixture: &BackendFixture) -> Outcome {
 }
 
 fn more_than_slots(fixture: &BackendFixture) -> Outcome {
-    each_alone(fixture, BackendSetup { max_running: Some(2), ..BackendSetup::default() }, 7)
+    // Where the slots are a server's, more than it has.
+    let count =
+        if fixture.nature.bounds == Bounds::SlotsAndQueue { 7 } else { fixture.capability.max_sequences.min(30) + 2 };
+    each_alone(fixture, BackendSetup { max_running: Some(2), ..BackendSetup::default() }, count)
 }
 
-/// A request whose reply goes on for long.
-pub(super) fn long(client: &Client<'_>) -> Outcome<GenerateRequest> {
-    // Sampled, so that a model that would end its turn greedily is not quick to do so; some seed runs long.
-    let fixture = client.fixture;
-    for seed in 0..64 {
-        let sampling = Sampling { temperature: 1.0, seed, ..Sampling::default() };
-        let prompt = fixture.engine.prompt(6, 820);
-        let asked = GenerateRequest { sampling, logprobs: None, ..request(text(&prompt), 300) };
-        if client.ask(asked.clone())?.all().len() >= 200 {
-            return Ok(GenerateRequest { max_tokens: Some(4000), ..asked });
-        }
-    }
-    // A model that always ends soon is held up by a reader that does not read only for as long as that.
-    Ok(request(text(&fixture.engine.prompt(6, 820)), 4000))
+/// A request whose reply goes on for long: nothing but its length ends it.
+pub(super) fn long(fixture: &BackendFixture) -> GenerateRequest {
+    let stop = StopRules { end_tokens: EndTokens::Ignore, ..StopRules::default() };
+    GenerateRequest { stop, logprobs: None, ..request(text(&fixture.engine.prompt(6, 820)), 4000) }
 }
 
 /// Waits until the metrics say so.
 pub(super) fn until(client: &Client<'_>, what: &str, holds: impl Fn(&consort_core::Metrics) -> bool) -> Outcome {
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(20) {
+    while begun.elapsed() < PATIENCE {
         if holds(&client.backend.metrics()) {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    Err(format!("after 20 seconds still not: {what}; {:?}", client.backend.metrics()).into())
+    Err(format!("after a minute still not: {what}; {:?}", client.backend.metrics()).into())
 }
 
 pub(super) fn one_slot() -> BackendSetup {
@@ -88,7 +85,7 @@ pub(super) fn one_slot() -> BackendSetup {
 
 fn cancel_running(fixture: &BackendFixture) -> Outcome {
     let client = Client::with(fixture, one_slot())?;
-    let stream = client.start(long(&client)?)?;
+    let stream = client.start(long(fixture))?;
     let before = client.backend.metrics();
     let mut events = stream.blocking();
     ensure!(events.next().is_some_and(|event| event.is_ok()), "the stream does not start");
@@ -104,7 +101,7 @@ fn cancel_running(fixture: &BackendFixture) -> Outcome {
 
 fn cancel_queued(fixture: &BackendFixture) -> Outcome {
     let client = Client::with(fixture, one_slot())?;
-    let first = client.start(long(&client)?)?;
+    let first = client.start(long(fixture))?;
     until(&client, "the first runs", |metrics| metrics.running == 1)?;
     let queued = client.start(request(text(&fixture.engine.prompt(4, 822)), 3))?;
     drop(queued);
@@ -120,7 +117,7 @@ fn cancel_neighbour(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
     let asked = request(text(&fixture.engine.prompt(15, 824)), 40);
     let expected = client.anew(&asked)?;
-    let victim = client.start(long(&client)?)?;
+    let victim = client.start(long(fixture))?;
     let stream = client.start(asked)?;
     drop(victim);
     let reply = collect(stream)?;
@@ -130,7 +127,7 @@ fn cancel_neighbour(fixture: &BackendFixture) -> Outcome {
 fn overload(fixture: &BackendFixture) -> Outcome {
     let client =
         Client::with(fixture, BackendSetup { max_running: Some(1), max_queued: Some(1), ..BackendSetup::default() })?;
-    let running = client.start(long(&client)?)?;
+    let running = client.start(long(fixture))?;
     until(&client, "the first runs", |metrics| metrics.running == 1)?;
     let queued = client.start(request(text(&fixture.engine.prompt(4, 825)), 2))?;
     let begun = Instant::now();
@@ -153,7 +150,7 @@ fn slow_reader(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
     let asked = request(text(&fixture.engine.prompt(8, 827)), 12);
     let expected = client.anew(&asked)?;
-    let slow = client.start(long(&client)?)?;
+    let slow = client.start(long(fixture))?;
     for _ in 0..3 {
         let reply = client.ask(asked.clone())?;
         client.same(&reply, &expected, "beside a reader that does not read")?;

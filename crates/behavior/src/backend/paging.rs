@@ -15,19 +15,19 @@ use crate::fixture::Random;
 use crate::rig::Rig;
 
 pub(super) fn add(list: &mut List) {
-    let needs = [Need::HotSwap];
+    let needs = [Need::HotSwap, Need::Paging];
     list.add("more_adapters_than_there_is_room_for", &needs, more_than_room);
     list.add("a_pinned_adapter_stays", &needs, pinned);
     list.add("the_priority_decides_who_is_paged_out", &needs, priority);
     list.add("pinning_what_is_away_brings_it_back", &needs, pinned_away);
     list.add("what_cannot_fit_is_told", &needs, cannot_fit);
-    list.add("requests_wait_for_room_and_all_are_served", &needs, all_served);
-    list.add("a_kept_past_outlives_its_adapters_absence", &[Need::HotSwap, Need::Park], past_stays);
+    list.add("requests_wait_for_room_and_all_are_served", &[Need::HotSwap], all_served);
+    list.add("a_kept_past_outlives_its_adapters_absence", &[Need::HotSwap, Need::Paging, Need::Pasts], past_stays);
     list.add("files_that_changed_are_not_paged_in", &needs, changed_files);
-    list.add("a_gguf_file_comes_and_goes", &[Need::HotSwap, Need::Twins], gguf_file);
+    list.add("a_gguf_file_comes_and_goes", &[Need::HotSwap, Need::Paging, Need::Twins], gguf_file);
     list.add("replaced_and_unloaded_while_away", &needs, replaced_away);
     list.add("adapters_come_and_go_while_eight_streams_speak", &[Need::HotSwap, Need::EightSequences], eight_streams);
-    list.add("adapters_at_random_against_a_model", &needs, at_random);
+    list.add("adapters_at_random_against_a_model", &[Need::HotSwap], at_random);
 }
 
 const LOW: Residency = Residency::Paged { priority: 0 };
@@ -46,8 +46,11 @@ fn bytes_of_one(fixture: &BackendFixture) -> Outcome<u64> {
     Ok(Rig::new(&fixture.engine)?.load("one", &files(fixture, 0)?)?.bytes)
 }
 
-/// A backend with room for so many of them and half of one more.
+/// A backend with room for so many of them and half of one more; a server has the room that it has.
 fn with_room(fixture: &BackendFixture, count: u64) -> Outcome<Client<'_>> {
+    if !fixture.nature.pages_adapters {
+        return Client::new(fixture);
+    }
     let one = bytes_of_one(fixture)?;
     let setup = BackendSetup { adapter_bytes: Some(count * one + one / 2), ..BackendSetup::default() };
     Client::with(fixture, setup)
@@ -95,8 +98,11 @@ fn expected(fixture: &BackendFixture, count: usize) -> Outcome<Vec<Reply>> {
     Ok(replies)
 }
 
-/// The books, the adapters' states and the engine's own memory agree, and the budget is kept.
+/// The books, the adapters' states and the engine's own memory agree, and the budget is kept, where adapters are paged here.
 fn check_books(client: &Client<'_>, budget: u64) -> Outcome {
+    if !client.fixture.nature.pages_adapters {
+        return Ok(());
+    }
     let mut tries = 0;
     loop {
         let metrics = client.settle()?;
@@ -253,7 +259,7 @@ fn cannot_fit(fixture: &BackendFixture) -> Outcome {
 fn all_served(fixture: &BackendFixture) -> Outcome {
     let voices: Vec<Vec<AdapterUse>> = (0..12)
         .map(|index| match index % 4 {
-            3 => vec![
+            3 if fixture.nature.stacks_adapters => vec![
                 AdapterUse { id: name(index % 3), scale: 1.0 },
                 AdapterUse { id: name((index + 1) % 3), scale: 0.5 },
             ],
@@ -477,7 +483,7 @@ fn at_random(fixture: &BackendFixture) -> Outcome {
                     ensure!(done.is_ok() == table.remove(&number).is_some(), "unloading {number}: {done:?}");
                     pinned = pinned.filter(|pinned| *pinned != number);
                 }
-                3 if pinned.is_none() && table.contains_key(&number) => {
+                3 if fixture.nature.pages_adapters && pinned.is_none() && table.contains_key(&number) => {
                     // In use, others may leave no room for it.
                     if reside(&client, number, Residency::Pinned).is_ok() {
                         pinned = Some(number);

