@@ -65,7 +65,7 @@ fn line(custom_id: &str, url: &str, body: &Value) -> String {
     json!({ "custom_id": custom_id, "method": "POST", "url": url, "body": body }).to_string() + "\n"
 }
 
-fn chat(custom_id: &str, question: &str, more: Value) -> String {
+fn chat(custom_id: &str, question: &str, more: &Value) -> String {
     let mut body = json!({
         "model": "etude", "seed": 7, "temperature": 0.8, "max_tokens": 24,
         "messages": [{ "role": "user", "content": question }],
@@ -85,17 +85,17 @@ fn all_kinds() -> String {
     });
     let format = json!({ "type": "json_schema", "json_schema": { "name": "c", "schema": schema } });
     [
-        chat("chat", "What is your name?", json!({})),
-        chat("pirate", "Tell me a story about a fox.", json!({ "model": "ada" })),
-        chat("form", "What colour is the sky?", json!({ "response_format": format, "max_tokens": 200, "temperature": 0 })),
+        chat("chat", "What is your name?", &json!({})),
+        chat("pirate", "Tell me a story about a fox.", &json!({ "model": "ada" })),
+        chat("form", "What colour is the sky?", &json!({ "response_format": format, "max_tokens": 200, "temperature": 0 })),
         "not json\n".to_owned(),
         line("text", "/v1/completions", &json!({ "model": "etude", "prompt": "Once", "max_tokens": 5, "temperature": 0 })),
         line("vector", "/v1/embeddings", &json!({ "model": "etude", "input": ["a fox", "a star"] })),
         line("response", "/v1/responses", &json!({ "model": "etude", "input": "Hello!", "max_output_tokens": 16, "temperature": 0 })),
         line("message", "/v1/messages", &json!({ "model": "etude", "max_tokens": 8, "temperature": 0, "messages": [{ "role": "user", "content": "Hello!" }] })),
-        chat("nobody", "Hello!", json!({ "model": "nobody" })),
-        chat("chat", "Again?", json!({})),
-        chat("streamed", "Hello!", json!({ "stream": true })),
+        chat("nobody", "Hello!", &json!({ "model": "nobody" })),
+        chat("chat", "Again?", &json!({})),
+        chat("streamed", "Hello!", &json!({ "stream": true })),
     ]
     .concat()
 }
@@ -153,7 +153,7 @@ fn stories(count: usize) -> String {
     (0..count)
         .map(|index| {
             let tokens = 4 + index * 7 % 40;
-            chat(&format!("r{index}"), "Tell me a story about a fox.", json!({ "seed": index, "max_tokens": tokens }))
+            chat(&format!("r{index}"), "Tell me a story about a fox.", &json!({ "seed": index, "max_tokens": tokens }))
         })
         .collect()
 }
@@ -223,7 +223,7 @@ fn a_signal_ends_it_soon_and_the_same_command_goes_on() {
     // The first is short, and the second longer than anybody waits.
     let long = json!({ "ignore_eos": true, "max_tokens": 100_000, "n": 8 });
     let mut text = stories(3);
-    text.push_str(&chat("long", "Tell me a story about a fox.", long));
+    text.push_str(&chat("long", "Tell me a story about a fox.", &long));
     std::fs::write(&input, &text).unwrap();
     for signal in ["INT", "TERM"] {
         // Anew each time: that something is answered shows that signals are heard.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// How a connection ended, or that it did not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// The answer ended as it should.
     Complete,
     /// FIN in the middle.
@@ -20,26 +20,26 @@ pub enum End {
 
 /// An answer, as far as it came.
 #[derive(Debug)]
-pub struct Seen {
-    pub status: u16,
-    pub head: String,
+pub(crate) struct Seen {
+    pub(crate) status: u16,
+    pub(crate) head: String,
     /// The chunks of a chunked body, or the one of a body of known length.
-    pub chunks: Vec<Vec<u8>>,
-    pub end: End,
+    pub(crate) chunks: Vec<Vec<u8>>,
+    pub(crate) end: End,
 }
 
 impl Seen {
-    pub fn body(&self) -> Vec<u8> {
+    pub(crate) fn body(&self) -> Vec<u8> {
         self.chunks.concat()
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.body()).unwrap()
     }
 }
 
 /// Sends a request.
-pub fn send(stream: &mut TcpStream, method: &str, path: &str, body: &str) {
+pub(crate) fn send(stream: &mut TcpStream, method: &str, path: &str, body: &str) {
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -48,21 +48,21 @@ pub fn send(stream: &mut TcpStream, method: &str, path: &str, body: &str) {
     .unwrap();
 }
 
-pub fn connect(to: SocketAddr) -> TcpStream {
+pub(crate) fn connect(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(to).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     stream
 }
 
 /// Asks on a connection of its own.
-pub fn ask(to: SocketAddr, method: &str, path: &str, body: &str) -> Seen {
+pub(crate) fn ask(to: SocketAddr, method: &str, path: &str, body: &str) -> Seen {
     let mut stream = connect(to);
     send(&mut stream, method, path, body);
     read(&mut stream)
 }
 
 /// Reads at most so long that silence is told from slowness.
-pub fn ask_for(to: SocketAddr, limit: Duration, path: &str, body: &str) -> Seen {
+pub(crate) fn ask_for(to: SocketAddr, limit: Duration, path: &str, body: &str) -> Seen {
     let mut stream = connect(to);
     stream.set_read_timeout(Some(limit)).unwrap();
     send(&mut stream, "POST", path, body);
@@ -74,7 +74,7 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
 }
 
 /// Reads one answer.
-pub fn read(stream: &mut impl Read) -> Seen {
+pub(crate) fn read(stream: &mut impl Read) -> Seen {
     let mut seen = Seen { status: 0, head: String::new(), chunks: Vec::new(), end: End::Complete };
     let mut bytes = Vec::new();
     // More bytes, or how it ended.
@@ -139,6 +139,6 @@ pub fn read(stream: &mut impl Read) -> Seen {
 }
 
 /// A stream of so many tokens after token 3.
-pub fn generate(tokens: u32) -> String {
+pub(crate) fn generate(tokens: u32) -> String {
     format!(r#"{{"model":"synthetic","token_ids":[1,2,3],"stream":true,"sampling_params":{{"max_tokens":{tokens}}}}}"#)
 }
