@@ -24,7 +24,7 @@ use crate::call::CallPrompt;
 use crate::config::VllmConfig;
 use crate::replica::{Replica, ReplicaStatus};
 use crate::reply::Reply;
-use crate::session::{AHEAD, Crossing, GRACE, Session, Wish};
+use crate::session::{AHEAD, Crossing, GRACE, Reasoning, Session, Wish};
 use crate::{evidence, http, picture};
 
 /// A vLLM server, or several with the same model, as a backend.
@@ -39,8 +39,8 @@ pub struct VllmRemoteBackend {
     pub(crate) requests: AtomicU64,
     /// Requests of several processes have different ids.
     pub(crate) prefix: String,
-    /// The first and the last token of the model's reasoning.
-    pub(crate) reasoning: Option<(TokenId, TokenId)>,
+    /// The token that opens the model's reasoning, and how it ends.
+    pub(crate) reasoning: Option<(TokenId, Reasoning)>,
     pub(crate) takes_priority: bool,
     /// `None` only while it is dropped.
     pub(crate) runtime: Option<Runtime>,
@@ -190,12 +190,12 @@ impl VllmRemoteBackend {
             .with_context("max_sequence_tokens", most.to_string()))
     }
 
-    /// The token that ends the reasoning which the prompt has opened, if it has.
-    fn open_reasoning(&self, prompt: &CallPrompt) -> Option<TokenId> {
-        let (begin, end) = self.reasoning?;
+    /// How the reasoning ends which the prompt has opened, if it has.
+    fn open_reasoning(&self, prompt: &CallPrompt) -> Option<&Reasoning> {
+        let (begin, reasoning) = self.reasoning.as_ref()?;
         let CallPrompt::Tokens { ids, .. } = prompt else { return None };
-        let last = ids.iter().rev().find(|&&id| id == begin || id == end);
-        (last == Some(&begin)).then_some(end)
+        let last = ids.iter().rev().find(|&id| id == begin || *id == reasoning.end);
+        (last == Some(begin)).then_some(reasoning)
     }
 
     /// Which of several servers has a request's prefix: those of one persona begin alike.
@@ -264,7 +264,8 @@ impl VllmRemoteBackend {
         let (wish, reply) = self.prepare(request, adapter, arrived)?;
         let entry = place.take();
         let (events, receiver) = mpsc::channel(AHEAD);
-        let session = Session { crossing: Arc::clone(&self.crossing), wish, reply, entry, arrived, events };
+        let session =
+            Session { crossing: Arc::clone(&self.crossing), wish, reply, entry: Some(entry), arrived, events };
         let task = self.handle()?.spawn(session.run());
         Ok(EventStream::new(Events { receiver, task, ended: false }))
     }
@@ -295,7 +296,7 @@ impl VllmRemoteBackend {
             id: format!("{}-{number}", self.prefix),
             affinity: self.affinity(&prompt, name),
             salt: self.salt(name),
-            reasoning_end: self.open_reasoning(&prompt).filter(|_| structured_answer),
+            reasoning: self.open_reasoning(&prompt).filter(|_| structured_answer).cloned(),
             prompt,
             adapter,
             sampling: request.sampling.clone(),

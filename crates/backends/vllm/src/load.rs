@@ -15,7 +15,7 @@ use crate::facts::ServerFacts;
 use crate::http::HttpTransport;
 use crate::replica::{Replica, Replicas};
 use crate::retry::Budget;
-use crate::session::Crossing;
+use crate::session::{Crossing, Reasoning};
 use crate::transport::Transport;
 
 /// Threads that wait for servers.
@@ -48,12 +48,24 @@ impl VllmRemoteBackend {
         let facts = runtime_block_on(&runtime, meet(Arc::clone(&replicas), config.timeouts.load))?;
         let info = info(&config, &facts, image_token);
         let capability = capability(&config, &facts, &info);
-        let reasoning = tokenizer.and_then(|t| t.token_to_id("<think>").zip(t.token_to_id("</think>")));
+        let reasoning = tokenizer.and_then(|tokenizer| {
+            let (begin, end) = tokenizer.token_to_id("<think>").zip(tokenizer.token_to_id("</think>"))?;
+            // As byte-level vocabularies spell them.
+            let line_ends = [("Ċ", 1), ("ĊĊ", 2)];
+            let line_ends =
+                line_ends.into_iter().filter_map(|(text, count)| Some((tokenizer.token_to_id(text)?, count)));
+            Some((begin, Reasoning { end, line_ends: line_ends.collect() }))
+        });
         let prompter = Prompter::new(config.front_end.clone(), crate::NAME, info.image_token);
         let prefix = prefix();
         let adapters = Adapters::new(config.adapters.clone(), &prefix, Arc::clone(&replicas), runtime.handle());
         runtime.spawn(watch(Arc::downgrade(&replicas), config.health_interval));
-        let crossing = Crossing { replicas, retries: config.retries, budget: Budget::new(config.retries) };
+        let crossing = Crossing {
+            replicas,
+            retries: config.retries,
+            budget: Budget::new(config.retries),
+            patience: config.timeouts.head,
+        };
         Ok(Self {
             takes_priority: facts.iter().all(|facts| facts.abilities.priority),
             prefix,

@@ -21,6 +21,8 @@ pub(crate) struct Crossing {
     pub(crate) replicas: Arc<Replicas>,
     pub(crate) retries: Retries,
     pub(crate) budget: Budget,
+    /// How long a request waits for servers that are left alone.
+    pub(crate) patience: Duration,
 }
 
 /// What a request asks of whichever server answers.
@@ -37,8 +39,8 @@ pub(crate) struct Wish {
     pub(crate) logprobs: Option<u32>,
     pub(crate) prompt_logprobs: Option<u32>,
     pub(crate) structure: Option<Structure>,
-    /// The token that ends the model's reasoning, when the prompt has opened it and the structure begins behind it.
-    pub(crate) reasoning_end: Option<TokenId>,
+    /// When the prompt has opened the model's reasoning and the structure begins behind it.
+    pub(crate) reasoning: Option<Reasoning>,
     pub(crate) priority: Option<i32>,
     pub(crate) salt: String,
     pub(crate) bypass: bool,
@@ -47,12 +49,25 @@ pub(crate) struct Wish {
     pub(crate) deadlines: Deadlines,
 }
 
+/// How the model's reasoning ends.
+#[derive(Debug, Clone)]
+pub(crate) struct Reasoning {
+    /// The token that ends it.
+    pub(crate) end: TokenId,
+    /// Tokens that are line ends, each with how many: some stand between reasoning and answer, where the model puts them.
+    pub(crate) line_ends: Vec<(TokenId, u32)>,
+}
+
+/// The family's template puts so many line ends between reasoning and answer.
+const MOST_LINE_ENDS: u32 = 2;
+
 /// A request on its way.
 pub(crate) struct Session {
     pub(crate) crossing: Arc<Crossing>,
     pub(crate) wish: Wish,
     pub(crate) reply: Reply,
-    pub(crate) entry: Entry,
+    /// Until it is closed.
+    pub(crate) entry: Option<Entry>,
     pub(crate) arrived: Instant,
     pub(crate) events: Sender<Result<Event>>,
 }
@@ -61,8 +76,8 @@ pub(crate) struct Session {
 enum Attempt {
     /// The reply is over.
     Ended,
-    /// The reasoning is over; the answer is asked for next.
-    Reasoned,
+    /// This phase is over; that one is asked for next.
+    Next(Phase),
     /// Nobody reads it any more.
     Abandoned,
 }
@@ -70,7 +85,9 @@ enum Attempt {
 /// Where a reply stands whose structure begins after its reasoning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    Reasoning(TokenId),
+    Reasoning,
+    /// So many line ends may yet come before the structure.
+    LineEnds(u32),
     Answer,
 }
 
@@ -78,35 +95,35 @@ impl Session {
     /// Sees the request through. Dropping this future cancels it: the connection is closed, and the server stops.
     pub(crate) async fn run(mut self) {
         let outcome = self.attempts().await;
-        let Self { entry, reply, events, .. } = self;
-        match outcome {
-            Ok(true) => entry.finished(reply.usage().prompt_tokens, reply.usage().reused_tokens),
-            // The entry is dropped, which says so.
-            Ok(false) => {}
-            Err((error, late)) => {
+        // An entry that is left is dropped, which says that nobody reads the reply any more.
+        if let Err((error, late)) = outcome {
+            if let Some(entry) = self.entry.take() {
                 entry.failed(&error, late);
-                // Nobody may be there to read it.
-                let _ = events.send(Err(error)).await;
             }
+            // Nobody may be there to read it.
+            let _ = self.events.send(Err(error)).await;
         }
     }
 
-    /// Whether the reply was read to its end.
-    async fn attempts(&mut self) -> Result<bool, (Error, Option<Deadline>)> {
+    async fn attempts(&mut self) -> Result<(), (Error, Option<Deadline>)> {
         let mut tried: Vec<usize> = Vec::new();
         let mut reloaded = false;
         let mut attempt = 1;
-        let mut phase = self.wish.reasoning_end.map_or(Phase::Answer, Phase::Reasoning);
+        let mut phase = if self.wish.reasoning.is_some() { Phase::Reasoning } else { Phase::Answer };
         let mut first_error: Option<Error> = None;
+        let mut waited = Duration::ZERO;
         loop {
             let chosen = self.crossing.replicas.choose(&self.wish.affinity, &tried, Instant::now());
-            let (index, visit) = match (chosen, first_error.take()) {
-                (Ok(chosen), before) => {
-                    first_error = before;
-                    chosen
+            let (index, visit) = match chosen {
+                Ok(chosen) => chosen,
+                // A server that is left alone is waited for as long as one that is slow to answer.
+                Err(_) if waited < self.crossing.patience => {
+                    self.within(tokio::time::sleep(LOOK)).await?;
+                    waited += LOOK;
+                    continue;
                 }
                 // Why the attempts failed says more than that there is nobody left.
-                (Err(_), Some(error)) | (Err(error), None) => return Err((error, None)),
+                Err(error) => return Err((first_error.unwrap_or(error), None)),
             };
             if tried.contains(&index) {
                 let rest = pause(&self.crossing.retries, attempt - 1, chance(&self.wish.id, attempt));
@@ -117,13 +134,13 @@ impl Session {
                 Ok(Attempt::Ended) => {
                     replica.works();
                     self.crossing.budget.earn();
-                    return Ok(true);
+                    return Ok(());
                 }
-                Ok(Attempt::Reasoned) => {
-                    phase = Phase::Answer;
+                Ok(Attempt::Next(next)) => {
+                    phase = next;
                     continue;
                 }
-                Ok(Attempt::Abandoned) => return Ok(false),
+                Ok(Attempt::Abandoned) => return Ok(()),
                 Err((error, Some(late))) => return Err((error, Some(late))),
                 Err((error, None)) => error,
             };
@@ -137,7 +154,9 @@ impl Session {
                 reloaded = true;
                 continue;
             }
-            if error.kind() == ErrorKind::Remote && error.status() == ErrorStatus::Temporary {
+            // A reply that was cut says little of the others there; a server that cannot be reached is left alone at once, and
+            // its health tells the rest.
+            if error.operation() == UNREACHED {
                 replica.fails(&error, Instant::now());
             }
             let temporary = error.status() == ErrorStatus::Temporary
@@ -178,12 +197,26 @@ impl Session {
                 return Err((Error::new(ErrorKind::Remote, message).with_backend(crate::NAME), None));
             };
             let mut chunk = chunk.map_err(|error| (error, None))?;
-            let reasoned = end_of_reasoning(&mut chunk, phase);
+            let next = self.next_phase(&mut chunk, phase);
+            if let Some(Phase::Answer) = next.filter(|_| matches!(phase, Phase::LineEnds(_)) && chunk.ids.is_empty()) {
+                // What came was no line end: it was only looked at.
+                return Ok(Attempt::Next(Phase::Answer));
+            }
+            if next.is_some() && self.reply.room() as usize <= chunk.ids.len() {
+                chunk.finish = Some(Finish::Length);
+            }
             self.check_clamp(&chunk, call.max_tokens);
             let now = Instant::now();
             let heard = self.reply.hear(chunk, now);
-            self.entry.tokens(heard.tokens, self.arrived, now);
             let ended = heard.ended;
+            if let Some(entry) = &mut self.entry {
+                entry.tokens(heard.tokens, self.arrived, now);
+            }
+            // The books are made before the reader learns of the end.
+            if let Some(entry) = self.entry.take_if(|_| ended) {
+                let usage = self.reply.usage();
+                entry.finished(usage.prompt_tokens, usage.reused_tokens);
+            }
             for event in heard.events {
                 let sent = self.events.send(Ok(event));
                 // A reader that is slow holds up its own reply, and the connection with it.
@@ -202,8 +235,8 @@ impl Session {
             if ended {
                 return Ok(Attempt::Ended);
             }
-            if reasoned {
-                return Ok(Attempt::Reasoned);
+            if let Some(next) = next {
+                return Ok(Attempt::Next(next));
             }
         }
     }
@@ -233,10 +266,11 @@ impl Session {
         let adapter = wish.adapter.as_ref().map(|bound| bound.name.clone());
         let mut stop_tokens = wish.stop_tokens.clone();
         let structure = match phase {
-            Phase::Reasoning(end) => {
-                stop_tokens.push(end);
+            Phase::Reasoning => {
+                stop_tokens.extend(wish.reasoning.as_ref().map(|reasoning| reasoning.end));
                 None
             }
+            Phase::LineEnds(_) => None,
             Phase::Answer => wish.structure.clone(),
         };
         let said = u32::try_from(said.len()).unwrap_or(u32::MAX);
@@ -251,13 +285,41 @@ impl Session {
             stop_tokens,
             min_tokens: wish.min_tokens.saturating_sub(said),
             ignore_end: wish.ignore_end,
-            max_tokens: self.reply.room(),
+            max_tokens: if matches!(phase, Phase::LineEnds(_)) { 1 } else { self.reply.room() },
             logprobs: wish.logprobs,
             prompt_logprobs: wish.prompt_logprobs.filter(|_| said == 0),
             structure,
             priority: wish.priority,
             salt: wish.salt.clone(),
             bypass: wish.bypass,
+        }
+    }
+
+    /// Which phase comes after this chunk, if this one is over. Then the chunk does not end the reply, and one that was only
+    /// looked at is emptied.
+    fn next_phase(&self, chunk: &mut Chunk, phase: Phase) -> Option<Phase> {
+        let reasoning = self.wish.reasoning.as_ref()?;
+        match phase {
+            Phase::Reasoning if chunk.finish == Some(Finish::Token(reasoning.end)) => {
+                chunk.finish = None;
+                Some(Phase::LineEnds(MOST_LINE_ENDS))
+            }
+            Phase::LineEnds(most) => {
+                chunk.finish.take()?;
+                let count = match chunk.ids.as_slice() {
+                    [id] => reasoning.line_ends.iter().find(|(token, _)| token == id).map(|(_, count)| *count),
+                    _ => None,
+                };
+                match count.filter(|&count| count <= most) {
+                    Some(count) if count < most => Some(Phase::LineEnds(most - count)),
+                    Some(_) => Some(Phase::Answer),
+                    None => {
+                        *chunk = Chunk::default();
+                        Some(Phase::Answer)
+                    }
+                }
+            }
+            Phase::Reasoning | Phase::Answer => None,
         }
     }
 
@@ -288,16 +350,6 @@ impl Session {
     }
 }
 
-/// Whether this chunk ends the model's reasoning; then it does not end the reply.
-fn end_of_reasoning(chunk: &mut Chunk, phase: Phase) -> bool {
-    let Phase::Reasoning(end) = phase else { return false };
-    let reasoned = chunk.finish == Some(Finish::Token(end));
-    if reasoned {
-        chunk.finish = None;
-    }
-    reasoned
-}
-
 fn late(which: Deadline) -> Error {
     let what = match which {
         Deadline::FirstToken => "the first token did not come in time",
@@ -320,6 +372,12 @@ fn chance(id: &str, attempt: u32) -> f64 {
         u32::from_le_bytes([bytes.as_bytes()[0], bytes.as_bytes()[1], bytes.as_bytes()[2], bytes.as_bytes()[3]]);
     f64::from(number) / f64::from(u32::MAX)
 }
+
+/// How often it is looked whether a server can be asked again.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The operation of errors that say that a server cannot be reached at all.
+pub(crate) const UNREACHED: &str = "vllm::connect";
 
 /// How long a stream of events may be ahead of its reader, in events.
 pub(crate) const AHEAD: usize = 64;

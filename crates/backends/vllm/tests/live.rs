@@ -147,7 +147,13 @@ fn a_form_is_kept_behind_the_reasoning() {
 
 #[test]
 fn the_prompt_has_log_probabilities_too() {
-    let Some(backend) = connect() else { return };
+    // On a processor, with adapters on, it ends the engine of vLLM 0.32 when another request shares its batch.
+    if std::env::var("CONSORT_VLLM_PROMPT_LOGPROBS").is_err() {
+        eprintln!("CONSORT_VLLM_PROMPT_LOGPROBS is not set: one case was not run");
+        return;
+    }
+    let Some(config) = config(front_end()) else { return };
+    let backend = VllmRemoteBackend::connect(VllmConfig { prompt_logprobs_with_adapters: true, ..config }).unwrap();
     let ids = backend.tokenize("The circle is red. The square is", SpecialTokens::Plain).unwrap();
     let count = ids.len();
     let request = GenerateRequest {

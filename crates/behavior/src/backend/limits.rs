@@ -142,6 +142,8 @@ fn overload(fixture: &BackendFixture) -> Outcome {
     ensure!(client.backend.metrics().refused == 1, "{:?}", client.backend.metrics());
     drop(running);
     collect(queued)?;
+    // Who is not read gives way: then the one that was dropped waits, and leaves the queue when its turn comes.
+    until(&client, "nobody waits", |metrics| metrics.queued == 0)?;
     collect(client.start(request(text(&fixture.engine.prompt(4, 826)), 2))?)?;
     Ok(())
 }
