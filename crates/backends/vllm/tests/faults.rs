@@ -39,10 +39,10 @@ fn config(urls: &[String]) -> VllmConfig {
     VllmConfig {
         timeouts: Timeouts {
             connect: Duration::from_secs(2),
-            head: Duration::from_millis(600),
-            first_token: Duration::from_millis(600),
-            token: Duration::from_millis(600),
-            control: Duration::from_millis(600),
+            head: Duration::from_millis(1500),
+            first_token: Duration::from_millis(1500),
+            token: Duration::from_millis(1500),
+            control: Duration::from_millis(1500),
             load: Duration::from_secs(20),
         },
         retries: Retries { pause: Duration::from_millis(5), ..Retries::default() },
@@ -283,7 +283,7 @@ fn silence_ends_with_its_time_limit_and_others_go_on() {
         if let Err(error) = end {
             assert_eq!((error.kind(), after), (ErrorKind::Remote, After::Pieces(2)), "{error}");
         }
-        assert!(began.elapsed() < Duration::from_secs(8), "{after:?} took {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(40), "{after:?} took {:?}", began.elapsed());
     }
 }
 
