@@ -210,6 +210,9 @@ pub(crate) struct Job {
     pub(crate) queued_since: Instant,
     /// How many of its tokens an engine's sequence ever held: what it computes before is computed again.
     pub(crate) furthest: usize,
+    /// Memory ran out under it, and others gave some up for its next step. Until it has made that, what they gave is not theirs
+    /// to take again.
+    pub(crate) is_owed_memory: bool,
 }
 
 impl From<Request> for Job {
@@ -235,6 +238,7 @@ impl From<Request> for Job {
             admitted_before: false,
             replays: 0,
             end: None,
+            is_owed_memory: false,
         }
     }
 }

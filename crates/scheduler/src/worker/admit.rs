@@ -59,6 +59,9 @@ impl<E: Engine> Worker<E> {
         if !job.has_room() {
             return Admission::Waits;
         }
+        if self.memory_is_owed(rank, now) {
+            return Admission::Full;
+        }
         match self.adapters_at_hand(index) {
             AtHand::Yes => {}
             AtHand::Waits => return Admission::Waits,

@@ -124,6 +124,7 @@ impl<E: Engine> Worker<E> {
             self.engine.release(slot.seq);
         }
         job.standing.suspended(now);
+        job.is_owed_memory = false;
         job.queued_since = now;
         let (is_keep, priority, parked) = (job.is_keep(), job.priority, job.parked.is_some());
         self.books(|books| {

@@ -123,8 +123,9 @@ impl<E: Engine> Worker<E> {
             self.close_running(index, Closing::Failed(error));
             return true;
         }
-        let (priority, rank) = (job.priority, self.rank(job, now));
+        let (id, priority, rank) = (job.id, job.priority, self.rank(job, now));
         if self.relieve(priority) {
+            self.owe_memory(id);
             return true;
         }
         if self.running.len() <= 1 {
@@ -138,7 +139,21 @@ impl<E: Engine> Worker<E> {
         let victim = equals
             .min_by_key(|&other| (self.running[other].standing.is_held(), self.precedence(other, now, Lack::Memory)));
         self.suspend(victim.unwrap_or(index), Meanwhile::Park);
+        self.owe_memory(id);
         true
+    }
+
+    /// Something was given up for this job, unless it gave way itself.
+    fn owe_memory(&mut self, id: u64) {
+        if let Some(job) = self.running.iter_mut().find(|job| job.id == id) {
+            job.is_owed_memory = true;
+        }
+    }
+
+    /// Whether what was given up is waited for by a running job of this rank or a higher one. Without this, who was turned out
+    /// could come back for its memory before that job's next step, and lose it again, for ever.
+    pub(super) fn memory_is_owed(&self, rank: Priority, now: Instant) -> bool {
+        self.running.iter().any(|job| job.is_owed_memory && job.has_room() && self.rank(job, now) >= rank)
     }
 
     fn too_large(&self, index: usize, error: Error) -> Error {

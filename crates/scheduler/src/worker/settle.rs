@@ -98,6 +98,7 @@ impl<E: Engine> Worker<E> {
         };
         let now = self.shared.clock.now();
         let job = &mut self.running[index];
+        job.is_owed_memory = false;
         let again = tokens.min(job.furthest.saturating_sub(job.done()));
         let is_keep = job.is_keep();
         let (total, length) = (job.prompt_len, job.past.len());

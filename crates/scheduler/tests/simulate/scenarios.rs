@@ -5,7 +5,7 @@ use std::time::Duration;
 use consort_core::*;
 use consort_scheduler::SchedulerConfig;
 
-use crate::engine::{Cost, Machine};
+use crate::engine::{Cost, Faults, Machine};
 use crate::world::{End, Guest, Reader, World};
 
 const MILLI: Duration = Duration::from_millis(1);
@@ -242,6 +242,44 @@ fn memory_that_is_short_costs_time_and_no_reply_and_nobody_thrashes() {
         // At worst each was computed twice over.
         assert!(metrics.recomputed_tokens <= 2 * 12 * 260, "{metrics:?}");
     }
+}
+
+/// Found by chance: a step of few tokens, nothing parked, and two who have had to give way before. Whoever was turned out for
+/// the other's next token came back for its memory before that token was computed, was the cheapest to turn out again, and so on.
+#[test]
+fn memory_that_was_given_up_for_a_token_is_there_when_it_is_computed() {
+    let machine = Machine {
+        cost: Cost { step: 3 * MILLI, token: Duration::from_micros(300) },
+        slots: 5,
+        budget: 31_927,
+        adapter_mode: AdapterMode::Grouped,
+        faults: Faults { malformed_batch: 25, seed: 13_452_903_795_387_254_715, ..Faults::default() },
+        ..Machine::default()
+    };
+    let config = SchedulerConfig {
+        step_tokens: 6,
+        aging: Some(2 * SECOND),
+        min_progress: 29,
+        event_buffer: 7,
+        cache_bytes: 1 << 30,
+        parked_bytes: 0,
+        min_border_gain: 4,
+        reserve_ahead: 8,
+        group_steps: 4,
+        ..SchedulerConfig::default()
+    };
+    let slow = Guest {
+        reader: Reader::Every(186 * MILLI),
+        deadlines: Deadlines { first_token: Some(1734 * MILLI), total: None },
+        ..Guest::new(232 * MILLI, Priority::Interactive, 28, 0)
+    };
+    let batch = Guest { scene: (1, 114), adapter: Some(0), ..Guest::new(232 * MILLI, Priority::Batch, 31, 9) };
+    let background = Guest { scene: (1, 76), ..Guest::new(236 * MILLI, Priority::Background, 33, 27) };
+    let voice = Guest::new(344 * MILLI, Priority::Realtime, 12, 56);
+    let mut world = World::new(machine, config);
+    world.run(vec![slow, batch, background, voice]);
+    assert_eq!(world.backend.metrics().finished, 4);
+    assert!(world.turns < 2_000, "{} turns", world.turns);
 }
 
 #[test]
