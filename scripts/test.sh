@@ -10,6 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 deny_version=0.20.2
+# What only the next build by hand would gain from is half of a target folder. A variable that is set already wins.
+export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
 log_dir=$(mktemp -d)
 trap 'rm -rf "$log_dir"' EXIT
 summary=()
@@ -26,8 +28,20 @@ stage() {
     fi
 }
 
+# Linkers and servers say of a full disk that they were killed.
+tell_of_disk() {
+    local target=${CARGO_TARGET_DIR:-target} free
+    mkdir -p "$target"
+    free=$(df -Pk "$target" | awk 'NR == 2 { print int($4 / 1024) }')
+    echo "disk: $free MiB free for $target, of which a build from nothing takes about DISK_NEED"
+    if [ "$free" -lt 1024 ]; then
+        echo "disk: THIS IS TOO LITTLE; make room, or name another place by CARGO_TARGET_DIR"
+    fi
+}
+
 # Adds up the closing lines of libtest and libtest-mimic.
 finish() {
+    [ "$1" -eq 0 ] || tell_of_disk
     printf '\n== stages\n'
     printf '%s\n' "${summary[@]}"
     local passed failed
@@ -78,6 +92,7 @@ export GGML_NO_BACKTRACE=1
 # Every engine that this script can build, and what of the server is not in the default build.
 features=consort/llamacpp,consort/otel,consort/vllm-grpc,consort-behavior/llamacpp
 
+tell_of_disk
 stage fmt cargo fmt --all --check
 stage tools install_tools
 stage clippy cargo clippy --workspace --all-targets --features "$features" --locked -- -D warnings

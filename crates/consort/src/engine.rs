@@ -6,6 +6,7 @@ use consort_core::{Engine, Error, ErrorKind, Result};
 use consort_gguf::Gguf;
 use consort_text::{ChatTemplate, Tokenizer};
 
+use crate::files::{LARGEST_JSON, read_at_most};
 use crate::load::{Backend, LoadConfig, ModelFiles, backend_for};
 
 /// Opens the engine alone, on this thread: tokens in, logits out. For measurements; an application wants
@@ -75,9 +76,6 @@ pub fn open_text(model: &ModelFiles) -> Result<(Tokenizer, Option<ChatTemplate>)
     Ok((tokenizer, template))
 }
 
-/// The largest `tokenizer.json` that is read, in bytes. The family's has 20 MB.
-const MAX_JSON: u64 = 256 << 20;
-
 /// The tokenizer at `path`, without the weights: a GGUF file, a `tokenizer.json` (with the `tokenizer_config.json` beside it,
 /// if there is one), or a folder that holds either. `None`: the bundled model's.
 ///
@@ -90,6 +88,7 @@ pub fn open_tokenizer(path: Option<&Path>) -> Result<Tokenizer> {
     let json = if path.is_dir() && in_folder.exists() { &in_folder } else { path };
     let outcome = if json.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
         let config = json.with_file_name("tokenizer_config.json");
+        let read = |path: &Path| read_at_most(path, LARGEST_JSON, ErrorKind::InvalidTokenizer);
         let config = config.exists().then(|| read(&config)).transpose()?;
         Tokenizer::from_json(&read(json)?, config.as_deref())
     } else {
@@ -100,18 +99,6 @@ pub fn open_tokenizer(path: Option<&Path>) -> Result<Tokenizer> {
         }
     };
     outcome.map_err(|error| error.with_context("tokenizer", path.display().to_string()))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    let length = std::fs::metadata(path).map_err(|source| Error::io(path, source))?.len();
-    if length > MAX_JSON {
-        return Err(Error::new(
-            ErrorKind::InvalidTokenizer,
-            format!("the file has {length} bytes; at most {MAX_JSON} are read"),
-        )
-        .with_context("path", path.display().to_string()));
-    }
-    std::fs::read(path).map_err(|source| Error::io(path, source))
 }
 
 #[cfg(test)]

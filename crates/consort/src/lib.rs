@@ -34,6 +34,7 @@
 mod adapters;
 pub mod bundled;
 mod engine;
+mod files;
 mod load;
 pub mod matrix;
 #[cfg(feature = "vllm")]

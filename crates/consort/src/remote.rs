@@ -9,10 +9,11 @@ use consort_text::{ChatTemplate, Tokenizer};
 use consort_vision::{ImageProcessor, ImageProcessorConfig};
 use consort_vllm::{AdapterShare, ApiKey, Endpoint, Retries, Timeouts, VllmConfig, VllmRemoteBackend};
 
+use crate::files::{LARGEST_JSON, read_at_most};
 use crate::load::{LoadConfig, ModelFiles, front_end};
 
-/// The largest JSON file of a model's folder that is read.
-const MAX_JSON: u64 = 64 << 20;
+/// The largest file of certificates that is read, in bytes.
+const LARGEST_AUTHORITIES: u64 = 4 << 20;
 
 /// Where a model is computed, when it is not here.
 #[derive(Debug, Clone)]
@@ -70,7 +71,8 @@ impl RemoteModel {
     /// What reading the model's files and the certificates gives.
     pub fn config(&self) -> Result<VllmConfig> {
         let default = VllmConfig::new(self.endpoints.clone());
-        let authorities = self.authorities.as_deref().map(|path| read(path, 4 << 20)).transpose()?;
+        let read = |path| read_at_most(path, LARGEST_AUTHORITIES, ErrorKind::InvalidConfig);
+        let authorities = self.authorities.as_deref().map(read).transpose()?;
         Ok(VllmConfig {
             api_key: self.api_key.clone(),
             model: self.model.clone(),
@@ -136,13 +138,14 @@ pub fn front_end_at(path: &Path) -> Result<FrontEnd> {
     if !path.join("tokenizer.json").exists() {
         return front_end(&ModelFiles::find(path, None)?);
     }
-    let optional = |name: &str| -> Result<Option<Vec<u8>>> {
+    let optional = |name: &str, kind| -> Result<Option<Vec<u8>>> {
         let path = path.join(name);
-        if path.exists() { read(&path, MAX_JSON).map(Some) } else { Ok(None) }
+        if path.exists() { read_at_most(&path, LARGEST_JSON, kind).map(Some) } else { Ok(None) }
     };
-    let settings = optional("tokenizer_config.json")?;
-    let tokenizer = Tokenizer::from_json(&read(&path.join("tokenizer.json"), MAX_JSON)?, settings.as_deref())?;
-    let template = match optional("chat_template.jinja")? {
+    let settings = optional("tokenizer_config.json", ErrorKind::InvalidTokenizer)?;
+    let words = read_at_most(&path.join("tokenizer.json"), LARGEST_JSON, ErrorKind::InvalidTokenizer)?;
+    let tokenizer = Tokenizer::from_json(&words, settings.as_deref())?;
+    let template = match optional("chat_template.jinja", ErrorKind::InvalidTemplate)? {
         Some(bytes) => {
             let text = String::from_utf8(bytes).map_err(|source| {
                 Error::new(ErrorKind::InvalidTemplate, "the chat template is not UTF-8")
@@ -153,22 +156,10 @@ pub fn front_end_at(path: &Path) -> Result<FrontEnd> {
         }
         None => tokenizer.chat_template().map(ChatTemplate::new).transpose()?,
     };
-    let image_processor = optional("preprocessor_config.json")?
+    let image_processor = optional("preprocessor_config.json", ErrorKind::InvalidModel)?
         .map(|bytes| ImageProcessor::new(ImageProcessorConfig::from_json(&bytes)?))
         .transpose()?;
     Ok(FrontEnd { tokenizer: Some(tokenizer), template, image_processor })
-}
-
-fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let length = std::fs::metadata(path).map_err(|source| Error::io(path, source))?.len();
-    if length > most {
-        return Err(Error::new(
-            ErrorKind::InvalidConfig,
-            format!("the file has {length} bytes; at most {most} are read"),
-        )
-        .with_context("path", path.display().to_string()));
-    }
-    std::fs::read(path).map_err(|source| Error::io(path, source))
 }
 
 #[cfg(test)]

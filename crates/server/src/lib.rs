@@ -102,5 +102,6 @@ pub use reload::{Fresh, Reloaded, Source};
 pub use router::Transport;
 pub use sampling::SamplingSettings;
 pub use serve::{Listen, Server};
+pub use shutdown::asked_to_end;
 pub use telemetry::TelemetryConfig;
 pub use text::TextFloor;

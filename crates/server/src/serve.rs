@@ -102,7 +102,7 @@ impl Server {
     /// Serves until the system asks the process to end (SIGTERM, Ctrl-C): then nobody new is let in, and replies that run
     /// have `drain_seconds` to end. What runs still, or is asked to end a second time, is cut: it ends with what it has.
     pub async fn run(self) {
-        self.run_until(shutdown::asked()).await;
+        self.run_until(shutdown::asked_to_end()).await;
     }
 
     /// The same, until `stop`.
@@ -140,7 +140,7 @@ impl Server {
         let again = async {
             tokio::select! {
                 () = tokio::time::sleep(drain) => {}
-                () = shutdown::asked() => {}
+                () = shutdown::asked_to_end() => {}
             }
         };
         tokio::select! {

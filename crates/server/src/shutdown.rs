@@ -53,8 +53,8 @@ impl Shutdown {
     }
 }
 
-/// Ends when the system asks the process to end: SIGTERM, or Ctrl-C.
-pub(crate) async fn asked() {
+/// Ends when the system asks the process to end: SIGTERM, or Ctrl-C. Where such signals cannot be heard, never.
+pub async fn asked_to_end() {
     let interrupted = async {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;

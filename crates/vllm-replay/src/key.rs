@@ -24,10 +24,8 @@ impl Key {
             Protocol::Grpc => proto::request_to_json(&asked.path, &asked.body).unwrap_or_else(|| digest(&asked.body)),
             Protocol::Http if asked.body.is_empty() => Value::Null,
             Protocol::Http => serde_json::from_slice(&asked.body).unwrap_or_else(|_| {
-                std::str::from_utf8(&asked.body)
-                    .ok()
-                    .filter(|text| text.len() <= 4096)
-                    .map_or_else(|| digest(&asked.body), Value::from)
+                let text = std::str::from_utf8(&asked.body).ok();
+                text.filter(|text| text.len() <= 4096).map_or_else(|| digest(&asked.body), Value::from)
             }),
         };
         if asked.protocol == Protocol::Grpc {

@@ -165,6 +165,11 @@ impl Synthetic {
         self.imitation.adapters().iter().map(|(name, path)| (name.clone(), path.clone())).collect()
     }
 
+    /// Forgets every adapter, as a server does that was started anew.
+    pub fn forget_adapters(&self) {
+        self.imitation.adapters().clear();
+    }
+
     /// What the model says after `last`, `tokens` tokens of it.
     #[must_use]
     pub fn continuation(&self, last: u32, adapter: &str, tokens: usize) -> Vec<u32> {

@@ -15,6 +15,7 @@ use crate::config::{Resume, Retries};
 use crate::replica::{Replica, Replicas};
 use crate::reply::Reply;
 use crate::retry::{Budget, pause};
+use crate::transport::UNREACHED;
 
 /// What all requests share.
 pub(crate) struct Crossing {
@@ -375,9 +376,6 @@ fn chance(id: &str, attempt: u32) -> f64 {
 
 /// How often it is looked whether a server can be asked again.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// The operation of errors that say that a server cannot be reached at all.
-pub(crate) const UNREACHED: &str = "vllm::connect";
 
 /// How long a stream of events may be ahead of its reader, in events.
 pub(crate) const AHEAD: usize = 64;

@@ -5,10 +5,14 @@ use consort_core::{BoxFuture, Result, SpecialTokens, TokenId};
 use crate::call::{Call, ChunkStream};
 use crate::facts::ServerFacts;
 
+/// The operation of errors that say that no connection to the server was made, so that nothing can have been begun there.
+pub(crate) const UNREACHED: &str = "vllm::connect";
+
 /// One server.
 ///
 /// Every method has its own time limit ([`Timeouts`](crate::Timeouts)), and errors say by their status whether the same can
-/// be asked again ([`ErrorStatus`](consort_core::ErrorStatus)): what is temporary was not begun, or is gone.
+/// be asked again ([`ErrorStatus`](consort_core::ErrorStatus)): what is temporary was not begun, or is gone. Whichever finds
+/// that there is no way to the server says so by the operation [`UNREACHED`].
 pub(crate) trait Transport: Send + Sync {
     /// Finds out what the server is and what it really does, by asking it.
     fn probe(&self) -> BoxFuture<'_, Result<ServerFacts>>;

@@ -44,7 +44,7 @@ pub(super) fn answer(imitation: &Arc<Imitation>, asked: &Asked) -> Answer {
                 &format!("LoRA adapter `{}` is already loaded", text("lora_name")),
             ),
             Err(Loading::NoFile) => {
-                Answer::refusal(GrpcCode::NOT_FOUND, &format!("no adapter at {}", text("source_path")))
+                Answer::refusal(GrpcCode::NOT_FOUND, &format!("No adapter found for {}", text("source_path")))
             }
         },
         "/vllm.Control/UnloadLora" => match imitation.adapters().remove(text("lora_name")) {

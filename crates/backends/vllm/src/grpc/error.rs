@@ -4,16 +4,29 @@ use std::error::Error as _;
 use std::sync::Arc;
 
 use consort_core::{Error, ErrorKind, ErrorStatus};
-use tonic::{Code, Status};
+use tonic::{Code, ConnectError, Status};
 
 use crate::call::Call;
 use crate::http::{bad, shortened};
+use crate::transport::UNREACHED;
 use crate::trials::ADAPTERS_BROKEN;
 
 /// How vLLM's front end begins what it says of pictures that it cannot read. Its status is that of a defect.
 const OF_PICTURES: &str = "multimodal preprocessing error";
 /// How tonic begins what it says of a message beyond the limit.
 const TOO_LONG: &str = "Error, decoded message length too large";
+
+/// Whether a status was made because no connection came about. A connection that is silent has the same code.
+fn is_unreached(status: &Status) -> bool {
+    let mut next = status.source();
+    while let Some(error) = next {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
 
 /// What a status is about.
 #[derive(Debug, Clone)]
@@ -38,11 +51,12 @@ impl About {
         }
         if status.source().is_some() {
             // Not said by the server, but made of what became of the connection.
-            let text = match status.code() {
-                Code::Unavailable => "the server cannot be reached",
-                _ => "the connection was cut, or this is no gRPC",
+            let error = if is_unreached(&status) {
+                self.finished(ErrorKind::Remote, "the server cannot be reached".into()).with_operation(UNREACHED)
+            } else {
+                self.finished(ErrorKind::Remote, "the connection was cut, or this is no gRPC".into())
             };
-            return self.finished(ErrorKind::Remote, text.into()).with_source(status);
+            return error.with_source(status);
         }
         let shows_pictures = call.is_some_and(Call::has_pictures);
         match status.code() {

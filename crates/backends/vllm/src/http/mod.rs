@@ -177,7 +177,7 @@ impl HttpTransport {
             .with_backend(crate::NAME)
             .with_context("endpoint", &*self.endpoint),
             None if source.is_connect() || source.is_timeout() => {
-                self.remote("the server cannot be reached".into()).with_operation(crate::session::UNREACHED)
+                self.remote("the server cannot be reached".into()).with_operation(crate::transport::UNREACHED)
             }
             None if source.is_builder() => {
                 self.remote("the request cannot be made".into()).with_status(ErrorStatus::Permanent)

@@ -110,6 +110,7 @@ async fn a_server_that_is_not_there_may_come() {
     let error = transport.generate(&call()).await.err().unwrap();
     assert_eq!((error.kind(), error.status()), (ErrorKind::Remote, ErrorStatus::Temporary));
     assert!(error.message().contains("cannot be reached"), "{error}");
+    assert_eq!(error.operation(), crate::transport::UNREACHED);
     assert_eq!(transport.probe().await.unwrap_err().kind(), ErrorKind::Remote);
 }
 
@@ -120,7 +121,9 @@ async fn the_connection_is_made_again() {
     let transport = transport(&format!("grpc://{}", listener.local_addr().unwrap()), &config());
     // The first one is closed at once.
     let ((), error) = tokio::join!(async { drop(listener.accept().await.unwrap()) }, transport.health());
-    assert_eq!(error.unwrap_err().kind(), ErrorKind::Remote);
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Remote);
+    assert_ne!(error.operation(), crate::transport::UNREACHED, "it was there");
     let incoming = stream::unfold(listener, |listener| async move {
         let accepted = listener.accept().await.map(|(connection, _)| connection);
         Some((accepted, listener))

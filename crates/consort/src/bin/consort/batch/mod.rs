@@ -179,35 +179,11 @@ fn drive(
 
 /// The first signal ends the run; the second ends the program, whatever it does.
 async fn interrupts(stop: oneshot::Sender<()>) {
-    interrupted().await;
+    consort_server::asked_to_end().await;
     // The run has ended by itself.
     let _ = stop.send(());
-    interrupted().await;
+    consort_server::asked_to_end().await;
     std::process::exit(i32::from(exit::INTERRUPTED));
-}
-
-async fn interrupted() {
-    let pressed = async {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let terminated = async {
-            match signal(SignalKind::terminate()) {
-                Ok(mut signal) => drop(signal.recv().await),
-                Err(_) => std::future::pending::<()>().await,
-            }
-        };
-        tokio::select! {
-            () = pressed => {}
-            () = terminated => {}
-        }
-    }
-    #[cfg(not(unix))]
-    pressed.await;
 }
 
 /// Says what the run came to.
