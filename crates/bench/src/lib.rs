@@ -2,7 +2,8 @@
 //!
 //! **Speed.** [`live`] replays workloads ([`live::Workload`]) on any [`ModelBackend`](consort_core::ModelBackend) in this
 //! process and any OpenAI-compatible URL, interleaved in one run; [`report`] makes of it a table, JSON and a chart, and
-//! compares reports; [`accept`] holds a report against rules that stand in a file.
+//! compares reports; [`accept`] holds a report against rules that stand in a file; [`overhead`] compares a path of ours with a bare
+//! HTTP client.
 //!
 //! **Quality.** Two instruments, over any [`Engine`](consort_core::Engine) that gives the logits of every position:
 //!
@@ -48,6 +49,7 @@
 pub mod accept;
 mod divergence;
 pub mod live;
+pub mod overhead;
 mod perplexity;
 pub mod report;
 mod rows;

@@ -162,3 +162,69 @@ fn what_is_wrong_is_named() {
     let output = consort(&["bench", "solo"]);
     assert_eq!(output.status.code(), Some(3), "accelerators only: {}", stderr(&output));
 }
+
+/// The cost of our path is measured beside a bare client's, on a server that costs nothing itself.
+#[cfg(feature = "vllm")]
+#[test]
+fn our_path_is_measured_beside_a_bare_client() {
+    use consort_vllm_replay::{Synthetic, SyntheticConfig};
+
+    let server = Synthetic::start(SyntheticConfig::default()).unwrap();
+    let http = server.server().http_url();
+    let grpc = server.server().grpc_url().replace("http://", "grpc://");
+    // What builds without gRPC measures HTTP alone.
+    let at = if cfg!(feature = "vllm-grpc") { format!("at once={http},{grpc}") } else { format!("at once={http}") };
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let before = server.server().counts().requests;
+    let args = "bench overhead --prompts 8,600 --streams 1,3 --tokens 6 --rounds 2 --name cost --output";
+    let args: Vec<&str> = args.split_whitespace().chain([out, "--at", &at]).collect();
+    let printed = succeed(&args);
+    assert_eq!(printed.lines().count(), 2, "{printed}");
+    let report = read(&folder.path().join("cost.json"));
+    assert_eq!(report["schema"], "consort-overhead/1");
+    let cells = report["cells"].as_array().unwrap();
+    let seen: Vec<_> = cells.iter().map(|cell| (cell["prompt"].as_u64(), cell["streams"].as_u64())).collect();
+    assert_eq!(seen, [(8, 1), (8, 3), (600, 1), (600, 3)].map(|(prompt, streams)| (Some(prompt), Some(streams))));
+    let paths: &[&str] = if cfg!(feature = "vllm-grpc") { &["by HTTP", "by gRPC"] } else { &["by HTTP"] };
+    for cell in cells {
+        let ours = cell["ours"].as_array().unwrap();
+        assert_eq!(ours.iter().map(|path| path[0]["name"].as_str().unwrap()).collect::<Vec<_>>(), paths);
+        assert!(ours.iter().all(|path| path[1]["first"]["values"].as_array().unwrap().len() == 2), "{cell:#}");
+        assert!(cell["bare"]["first"][0].as_f64().unwrap() > 0.0, "{cell:#}");
+    }
+    let verdicts = report["verdicts"].as_array().unwrap();
+    assert_eq!(verdicts.len(), 2 * paths.len());
+    assert!(verdicts.iter().all(|verdict| verdict["kept"].is_boolean() && verdict["found"].is_f64()));
+    // Each path in each cell: once to warm up, and two rounds, of as many replies as run at once.
+    let requests = (1 + paths.len() as u64) * 3 * (1 + 3 + 1 + 3);
+    assert!(server.server().counts().requests - before >= requests);
+    let generated: Vec<_> =
+        server.server().asked().into_iter().filter(|asked| asked.route() == "/inference/v1/generate").collect();
+    let body = |asked: &consort_vllm_replay::Asked| serde_json::from_slice::<Value>(&asked.body).unwrap();
+    let long =
+        |asked: &&consort_vllm_replay::Asked| body(asked)["token_ids"].as_array().is_some_and(|ids| ids.len() == 600);
+    let long: Vec<Value> = generated.iter().filter(long).map(body).collect();
+    // The same is asked by both: the fields that only name the request aside.
+    let fields = |body: &Value| {
+        let mut body = body.clone();
+        for name in ["request_id", "token_ids", "cache_salt", "priority"] {
+            body.as_object_mut().unwrap().remove(name);
+        }
+        body
+    };
+    let bare = long.iter().find(|body| body["cache_salt"] == "consort-bench").unwrap();
+    let ours = long.iter().find(|body| body["cache_salt"] != "consort-bench").unwrap();
+    assert_eq!(fields(bare), fields(ours));
+    let text = std::fs::read_to_string(folder.path().join("cost.md")).unwrap();
+    for part in ["by HTTP, to the first token:", "for each token:", "3 replies at once", "| bare client |", "cost.md"] {
+        assert_eq!(text.contains(part), part != "cost.md", "{part}:\n{text}");
+    }
+
+    let (_, text) = failure(&["bench", "overhead", "--at", "x=http://127.0.0.1:1"]);
+    assert!(text.contains("127.0.0.1:1"), "{text}");
+    let (_, text) = failure(&["bench", "overhead", "--at", "x=grpc://127.0.0.1:1"]);
+    assert!(text.contains("plain HTTP"), "{text}");
+    let (_, text) = failure(&["bench", "overhead", "--at", &at, "--tokens", "1"]);
+    assert!(text.contains("two tokens at least"), "{text}");
+}

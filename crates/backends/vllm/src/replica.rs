@@ -36,7 +36,7 @@ pub(crate) struct Replica {
     running: AtomicU64,
     health: Mutex<Health>,
     /// What it was found to be, once it was reached.
-    facts: Mutex<Option<ServerFacts>>,
+    facts: Mutex<Option<Arc<ServerFacts>>>,
     /// Adapters that it has, by the names that they have there.
     adapters: tokio::sync::Mutex<BTreeSet<String>>,
 }
@@ -82,12 +82,14 @@ impl Replica {
         Visit { replica: Arc::clone(self) }
     }
 
-    pub(crate) fn facts(&self) -> Option<ServerFacts> {
+    pub(crate) fn facts(&self) -> Option<Arc<ServerFacts>> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn learn(&self, facts: ServerFacts) {
-        *self.facts.lock().unwrap_or_else(PoisonError::into_inner) = Some(facts);
+    pub(crate) fn learn(&self, facts: ServerFacts) -> Arc<ServerFacts> {
+        let facts = Arc::new(facts);
+        *self.facts.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&facts));
+        facts
     }
 
     pub(crate) fn status(&self) -> ReplicaStatus {
@@ -96,7 +98,7 @@ impl Replica {
             Health::Down { why, .. } => Some(why.clone()),
         };
         let running = self.running.load(Ordering::Relaxed);
-        ReplicaStatus { endpoint: self.name.clone(), down, running, facts: self.facts() }
+        ReplicaStatus { endpoint: self.name.clone(), down, running, facts: self.facts().as_deref().cloned() }
     }
 
     fn health(&self) -> std::sync::MutexGuard<'_, Health> {
@@ -178,17 +180,21 @@ impl Replicas {
         let total: u64 = self.all.iter().map(|replica| replica.running.load(Ordering::Relaxed)).sum();
         let up = self.all.iter().filter(|replica| replica.is_up()).count().max(1);
         let share = ((total + 1) as f64 / up as f64 * MOST_OF_SHARE).ceil() as u64;
-        let mut order: Vec<usize> = (0..self.all.len()).collect();
-        // Rendezvous hashing (Thaler and Ravishankar 1998): a server that goes takes only its own personas with it.
-        order.sort_by_key(|&index| std::cmp::Reverse(self.weight(index, affinity)));
         let rank = |&index: &usize| {
             let replica = &self.all[index];
             let busy = replica.running.load(Ordering::Relaxed) >= share;
-            // Whom one may ask at all, then who was not asked, then who is well, then who has room.
-            (!replica.may_be_tried(now), tried.iter().filter(|&&t| t == index).count(), !replica.is_up(), busy)
+            let times = tried.iter().filter(|&&t| t == index).count();
+            // Rendezvous hashing (Thaler and Ravishankar 1998): a server that goes takes only its own personas with it.
+            let weight = std::cmp::Reverse(self.weight(index, affinity));
+            // Whom one may ask at all, then who was not asked, then who is well, then who has room, then whose it is.
+            (!replica.may_be_tried(now), times, !replica.is_up(), busy, weight)
         };
-        order.sort_by_key(rank);
-        let Some(&index) = order.first() else {
+        // Each is ranked once, and an only one not at all.
+        let best = match self.all.len() {
+            0 | 1 => self.all.first().map(|_| 0),
+            several => (0..several).map(|index| (rank(&index), index)).min().map(|(_, index)| index),
+        };
+        let Some(index) = best else {
             return Err(Error::new(ErrorKind::InvalidConfig, "there is no endpoint").with_backend(crate::NAME));
         };
         let replica = &self.all[index];

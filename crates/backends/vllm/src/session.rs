@@ -186,11 +186,10 @@ impl Session {
             // It was not there when the backend was made.
             None => {
                 let facts = flat(self.within(replica.transport.probe()).await)?;
-                replica.learn(facts.clone());
-                facts
+                replica.learn(facts)
             }
         };
-        let call = self.call(&facts.model, phase);
+        let call = Arc::new(self.call(&facts.model, phase));
         let mut chunks = flat(self.within(replica.transport.generate(&call)).await)?;
         loop {
             let Some(chunk) = self.within(chunks.next()).await? else {

@@ -1,5 +1,7 @@
 //! The inner seam: one server, whatever it is spoken to by.
 
+use std::sync::Arc;
+
 use consort_core::{BoxFuture, Result, SpecialTokens, TokenId};
 
 use crate::call::{Call, ChunkStream};
@@ -21,8 +23,8 @@ pub(crate) trait Transport: Send + Sync {
     fn health(&self) -> BoxFuture<'_, Result<()>>;
 
     /// Asks for a reply. Ends when the server has accepted; its errors until then are this future's, later ones the
-    /// stream's.
-    fn generate<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<ChunkStream>>;
+    /// stream's. A stream keeps the call, whose prompt may be megabytes.
+    fn generate<'a>(&'a self, call: &'a Arc<Call>) -> BoxFuture<'a, Result<ChunkStream>>;
 
     /// Loads an adapter from a path that the server sees. One that is loaded already is no error.
     fn load_adapter<'a>(&'a self, name: &'a str, path: &'a str) -> BoxFuture<'a, Result<()>>;

@@ -4,6 +4,7 @@
 //! that requests will rely on is asked for in such a way that a server that ignores it gives another reply than one that
 //! heeds it. Both protocols are tried by the same requests.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use consort_core::{
@@ -150,7 +151,7 @@ impl Subject<'_> {
     }
 
     async fn ask(&self, call: &Call) -> Result<Reply> {
-        let mut stream = self.transport.generate(call).await?;
+        let mut stream = self.transport.generate(&Arc::new(call.clone())).await?;
         let mut all = Chunk::default();
         while let Some(chunk) = stream.next().await {
             let chunk = chunk?;
@@ -359,8 +360,8 @@ mod tests {
             Box::pin(async { Ok(()) })
         }
 
-        fn generate<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<ChunkStream>> {
-            self.calls.lock().unwrap().push(call.clone());
+        fn generate<'a>(&'a self, call: &'a Arc<Call>) -> BoxFuture<'a, Result<ChunkStream>> {
+            self.calls.lock().unwrap().push(Call::clone(call));
             let chunk = (self.reply)(call);
             Box::pin(async { Ok(Box::pin(futures_util::stream::iter([Ok(chunk?)])) as ChunkStream) })
         }

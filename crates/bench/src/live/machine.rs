@@ -34,7 +34,7 @@ impl CpuTimes {
 
 /// A process whose time and memory are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Who {
+pub(crate) enum Who {
     This,
     Other(u32),
 }
@@ -113,7 +113,7 @@ pub struct MachineLog {
 }
 
 /// Looks at the machine from now on.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     since: std::time::Instant,
     target: Option<Who>,
     times: Option<CpuTimes>,
@@ -123,7 +123,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn start(target: Option<Who>) -> Self {
+    pub(crate) fn start(target: Option<Who>) -> Self {
         let log = MachineLog {
             memory_before: target.and_then(Who::memory),
             peak_is_of_block: target.is_some_and(Who::reset_peak),
@@ -141,7 +141,7 @@ impl Watch {
     }
 
     /// The log so far. `neighbour` is the processor time of our own neighbour, in seconds.
-    pub(super) fn end(self, neighbour: f64) -> MachineLog {
+    pub(crate) fn end(self, neighbour: f64) -> MachineLog {
         let seconds = self.since.elapsed().as_secs_f64();
         let between = |before: Option<f64>, after: Option<f64>| Some((after? - before?).max(0.0));
         let own = between(self.own, Who::This.cpu_seconds());

@@ -5,6 +5,7 @@
 //! `CONSORT_VLLM_KEY` its key, `CONSORT_VLLM_ADAPTERS` a folder that it sees. What is not named is not tried.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use consort_core::{Sampling, Structure};
@@ -128,7 +129,7 @@ async fn both_protocols_of_a_real_server_say_the_same() {
         Call { structure: Some(Structure::Regex("[0-9]{4}".into())), ignore_end: false, ..call(&model, "form") },
         Call { ignore_end: false, max_tokens: 64, ..call(&model, "end") },
     ];
-    for asked in calls {
+    for asked in calls.map(Arc::new) {
         let by_grpc = whole(grpc.generate(&asked).await.unwrap()).await;
         let by_http = whole(http.generate(&asked).await.unwrap()).await;
         assert_eq!(by_grpc.ids, by_http.ids, "{}", asked.id);
@@ -150,7 +151,7 @@ async fn a_reply_of_a_real_server_that_is_dropped_stops() {
     let Some((_, url)) = http else { return not_run(1, "CONSORT_VLLM_HTTP") };
     let model = model(&grpc).await;
     let before = running(&url).await;
-    let mut stream = grpc.generate(&Call { max_tokens: 3000, ..call(&model, "long") }).await.unwrap();
+    let mut stream = grpc.generate(&Arc::new(Call { max_tokens: 3000, ..call(&model, "long") })).await.unwrap();
     while stream.next().await.unwrap().unwrap().ids.is_empty() {}
     assert!(running(&url).await > before, "it runs");
     drop(stream);
@@ -168,7 +169,7 @@ async fn the_numbers_of_a_real_servers_prompt_come_with_the_stream() {
     let Some(Live { grpc, image_token, .. }) = live() else { return not_run(1, "CONSORT_VLLM_GRPC") };
     let model = model(&grpc).await;
     let plain = Call { prompt_logprobs: Some(2), logprobs: Some(1), ..call(&model, "prompt") };
-    let reply = whole(grpc.generate(&plain).await.unwrap()).await;
+    let reply = whole(grpc.generate(&Arc::new(plain.clone())).await.unwrap()).await;
     let entries = reply.prompt_logprobs.unwrap();
     assert_eq!((entries.len(), entries[0].is_none(), reply.prompt_tokens), (3, true, Some(3)));
     assert_eq!(entries[2].as_ref().unwrap().chosen.token, 3);
@@ -176,13 +177,13 @@ async fn the_numbers_of_a_real_servers_prompt_come_with_the_stream() {
     let Some(image) = image_token else { return not_run(1, "CONSORT_VLLM_IMAGE_TOKEN") };
     let pictures = vec![crate::trials::plain([10, 200, 10]).unwrap()];
     let prompt = CallPrompt::Tokens { ids: vec![1, 2, image, 3], pictures };
-    let reply = whole(grpc.generate(&Call { prompt, ..plain }).await.unwrap()).await;
+    let reply = whole(grpc.generate(&Arc::new(Call { prompt, ..plain })).await.unwrap()).await;
     let entries = reply.prompt_logprobs.unwrap();
     assert_eq!(Some(entries.len()), reply.prompt_tokens);
     assert!(entries.len() > 4 && entries.last().unwrap().is_some());
     assert!(entries[2..entries.len() - 1].iter().all(Option::is_none), "{entries:?}");
     let broken = crate::call::Picture { bytes: (&b"no picture"[..]).into(), mime: "image/png" };
     let prompt = CallPrompt::Tokens { ids: vec![1, 2, image, 3], pictures: vec![broken] };
-    let error = grpc.generate(&Call { prompt, ..call(&model, "broken") }).await.err().unwrap();
+    let error = grpc.generate(&Arc::new(Call { prompt, ..call(&model, "broken") })).await.err().unwrap();
     assert_eq!(error.kind(), consort_core::ErrorKind::InvalidImage);
 }

@@ -188,17 +188,16 @@ impl GrpcTransport {
         Ok(())
     }
 
-    async fn begin(&self, call: &Call) -> Result<ChunkStream> {
+    async fn begin(&self, call: &Arc<Call>) -> Result<ChunkStream> {
         let request = request::of(call, self.model.as_deref(), self.text)?;
-        let call = Arc::new(call.clone());
-        let about = self.about(Some(&call));
+        let about = self.about(Some(call));
         // From here on the server may have the request: whatever becomes of this future, it is not left with it.
         let mut abort = Abort::new(self.control(), call.id.clone(), self.runtime.clone(), self.timeouts.control);
-        let mut client = self.inference(&call);
+        let mut client = self.inference(call);
         let sent = client.generate_stream(request);
         match tokio::time::timeout(self.timeouts.head, sent).await {
             Ok(Ok(response)) => {
-                let decoder = Decoder::new(&call, self.image_token, self.text);
+                let decoder = Decoder::new(call, self.image_token, self.text);
                 Ok(stream::chunks(response.into_inner(), decoder, abort, about, self.timeouts))
             }
             Ok(Err(status)) => {
@@ -294,7 +293,7 @@ impl Transport for GrpcTransport {
         Box::pin(self.live())
     }
 
-    fn generate<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<ChunkStream>> {
+    fn generate<'a>(&'a self, call: &'a Arc<Call>) -> BoxFuture<'a, Result<ChunkStream>> {
         Box::pin(self.begin(call))
     }
 

@@ -214,14 +214,14 @@ impl HttpTransport {
         .with_context("endpoint", &*self.endpoint))
     }
 
-    async fn begin(&self, call: &Call) -> Result<ChunkStream> {
+    async fn begin(&self, call: &Arc<Call>) -> Result<ChunkStream> {
         let route = self.route(call)?;
         let text = if self.has_tokenizer { Text::NotWanted } else { Text::Wanted };
-        let mut call = std::borrow::Cow::Borrowed(call);
+        let mut call = Arc::clone(call);
         if call.bypass && route != Route::Generate {
             // Nobody else has this salt.
             let salt = format!("{}-{}", call.salt, call.id);
-            call.to_mut().salt = salt;
+            Arc::make_mut(&mut call).salt = salt;
         }
         let body = match &call.prompt {
             CallPrompt::Tokens { ids, pictures } if route == Route::Generate => {
@@ -246,12 +246,7 @@ impl HttpTransport {
             return Ok(Box::pin(streams::once(async move { Ok::<Chunk, Error>(chunk) })));
         }
         let response = self.send(request, self.timeouts.head, Some(&call)).await?;
-        Ok(stream::chunks(
-            response.bytes_stream(),
-            Arc::new(call.into_owned()),
-            Arc::clone(&self.endpoint),
-            self.timeouts,
-        ))
+        Ok(stream::chunks(response.bytes_stream(), call, Arc::clone(&self.endpoint), self.timeouts))
     }
 
     fn post(&self, path: &str, body: &Value) -> RequestBuilder {
@@ -301,7 +296,7 @@ impl Transport for HttpTransport {
         })
     }
 
-    fn generate<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Result<ChunkStream>> {
+    fn generate<'a>(&'a self, call: &'a Arc<Call>) -> BoxFuture<'a, Result<ChunkStream>> {
         Box::pin(self.begin(call))
     }
 

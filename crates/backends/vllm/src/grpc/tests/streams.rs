@@ -1,5 +1,6 @@
 //! Replies as they come, end, break off and are left.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use consort_core::{ErrorKind, ErrorStatus};
@@ -39,7 +40,7 @@ async fn a_reply_comes_to_its_end() {
         ])
     });
     let transport = server.transport(&config());
-    let mut stream = transport.generate(&call()).await.unwrap();
+    let mut stream = transport.generate(&Arc::new(call())).await.unwrap();
     let (chunks, error) = all(&mut stream).await;
     assert!(error.is_none(), "{error:?}");
     let ids: Vec<_> = chunks.iter().map(|chunk| chunk.ids.clone()).collect();
@@ -55,7 +56,7 @@ async fn a_reply_comes_to_its_end() {
 async fn a_reply_without_an_end_is_an_error() {
     let (server, mut aborted) = Server::with(|_| Script::of(vec![Step::Send(prompt(3)), Step::Send(tokens(&[4]))]));
     let transport = server.transport(&config());
-    let (chunks, error) = all(&mut transport.generate(&call()).await.unwrap()).await;
+    let (chunks, error) = all(&mut transport.generate(&Arc::new(call())).await.unwrap()).await;
     let error = error.unwrap();
     assert_eq!(chunks.len(), 2);
     assert_eq!((error.kind(), error.status()), (ErrorKind::Remote, ErrorStatus::Temporary));
@@ -68,7 +69,7 @@ async fn an_error_in_the_middle_is_the_streams() {
     let (server, _aborted) =
         Server::with(|_| Script::of(vec![Step::Send(tokens(&[4])), Step::Fail(Status::internal("the engine died"))]));
     let transport = server.transport(&config());
-    let (chunks, error) = all(&mut transport.generate(&call()).await.unwrap()).await;
+    let (chunks, error) = all(&mut transport.generate(&Arc::new(call())).await.unwrap()).await;
     let error = error.unwrap();
     assert_eq!(chunks[0].ids, [4]);
     assert_eq!((error.kind(), error.status()), (ErrorKind::Remote, ErrorStatus::Temporary));
@@ -81,7 +82,7 @@ async fn a_reply_that_the_server_aborts_is_an_error() {
         Script::of(vec![Step::Send(tokens(&[4])), Step::Send(last(&[], FinishReason::Aborted, None))])
     });
     let transport = server.transport(&config());
-    let (chunks, error) = all(&mut transport.generate(&call()).await.unwrap()).await;
+    let (chunks, error) = all(&mut transport.generate(&Arc::new(call())).await.unwrap()).await;
     let error = error.unwrap();
     assert_eq!(chunks.len(), 1);
     assert_eq!((error.kind(), error.status()), (ErrorKind::Remote, ErrorStatus::Temporary));
@@ -92,12 +93,12 @@ async fn a_reply_that_the_server_aborts_is_an_error() {
 async fn what_is_dropped_is_aborted() {
     let (server, mut aborted) = Server::with(|_| Script::of(vec![Step::Send(tokens(&[4])), Step::Wait(LONG), end()]));
     let transport = server.transport(&config());
-    let mut stream = transport.generate(&Call { id: "begun".into(), ..call() }).await.unwrap();
+    let mut stream = transport.generate(&Arc::new(Call { id: "begun".into(), ..call() })).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap().ids, [4]);
     drop(stream);
     assert_eq!(aborted.recv().await.unwrap(), "begun");
     // Before anything came.
-    drop(transport.generate(&Call { id: "accepted".into(), ..call() }).await.unwrap());
+    drop(transport.generate(&Arc::new(Call { id: "accepted".into(), ..call() })).await.unwrap());
     assert_eq!(aborted.recv().await.unwrap(), "accepted");
 }
 
@@ -105,7 +106,7 @@ async fn what_is_dropped_is_aborted() {
 async fn what_is_dropped_before_the_server_accepted_is_aborted() {
     let (server, mut aborted) = Server::with(|_| Script { head: LONG, ..Script::of(vec![end()]) });
     let transport = server.transport(&config());
-    let call = call();
+    let call = Arc::new(call());
     tokio::select! {
         _ = transport.generate(&call) => panic!("it was accepted"),
         () = tokio::time::sleep(Duration::from_secs(1)) => {}
@@ -117,7 +118,7 @@ async fn what_is_dropped_before_the_server_accepted_is_aborted() {
 async fn what_was_refused_needs_no_abort() {
     let (server, mut aborted) = Server::with(|_| Script::refuse(Status::resource_exhausted("full")));
     let transport = server.transport(&config());
-    let error = transport.generate(&call()).await.err().unwrap();
+    let error = transport.generate(&Arc::new(call())).await.err().unwrap();
     assert_eq!((error.kind(), error.status()), (ErrorKind::Overloaded, ErrorStatus::Temporary));
     nothing(&mut aborted).await;
 }
@@ -146,12 +147,12 @@ async fn each_phase_has_its_time() {
     let (server, _aborted) =
         Server::with(slow(timeouts.head - second, timeouts.first_token - second, timeouts.token - second));
     let transport = server.transport(&config);
-    let (chunks, error) = all(&mut transport.generate(&call()).await.unwrap()).await;
+    let (chunks, error) = all(&mut transport.generate(&Arc::new(call())).await.unwrap()).await;
     assert!(error.is_none() && chunks.last().unwrap().finish == Some(Finish::End), "{error:?}");
 
     let (server, mut aborted) = Server::with(slow(timeouts.head + second, Duration::ZERO, Duration::ZERO));
     let (transport, since) = (server.transport(&config), Instant::now());
-    let error = transport.generate(&call()).await.err().unwrap();
+    let error = transport.generate(&Arc::new(call())).await.err().unwrap();
     assert_eq!((error.kind(), error.status()), (ErrorKind::Remote, ErrorStatus::Temporary));
     assert!(error.message().contains("did not answer within 30 s"), "{error}");
     assert!(since.elapsed() < timeouts.head + second);
@@ -159,14 +160,14 @@ async fn each_phase_has_its_time() {
 
     let (server, mut aborted) = Server::with(slow(Duration::ZERO, timeouts.first_token + second, Duration::ZERO));
     let (transport, since) = (server.transport(&config), Instant::now());
-    let (chunks, error) = all(&mut transport.generate(&call()).await.unwrap()).await;
+    let (chunks, error) = all(&mut transport.generate(&Arc::new(call())).await.unwrap()).await;
     assert!(chunks.is_empty() && error.unwrap().message().contains("no token came within 120 s"));
     assert!(since.elapsed() >= timeouts.first_token);
     assert_eq!(aborted.recv().await.unwrap(), "request-1");
 
     let (server, mut aborted) = Server::with(slow(Duration::ZERO, Duration::ZERO, timeouts.token + second));
     let transport = server.transport(&config);
-    let (chunks, error) = all(&mut transport.generate(&call()).await.unwrap()).await;
+    let (chunks, error) = all(&mut transport.generate(&Arc::new(call())).await.unwrap()).await;
     assert_eq!(chunks.last().unwrap().ids, [4]);
     assert!(error.unwrap().message().contains("no further token came within 30 s"));
     assert_eq!(aborted.recv().await.unwrap(), "request-1");
@@ -184,7 +185,7 @@ async fn messages_without_a_token_give_no_time() {
         Script::of(steps)
     });
     let transport = server.transport(&config());
-    let (_, error) = all(&mut transport.generate(&call()).await.unwrap()).await;
+    let (_, error) = all(&mut transport.generate(&Arc::new(call())).await.unwrap()).await;
     assert!(error.unwrap().message().contains("no further token"));
 }
 
@@ -196,11 +197,12 @@ async fn a_message_that_is_too_long_is_an_error() {
         Script::of(vec![Step::Send(long), end()])
     });
     let transport = server.transport(&config());
-    let (chunks, error) = all(&mut transport.generate(&call()).await.unwrap()).await;
+    let (chunks, error) = all(&mut transport.generate(&Arc::new(call())).await.unwrap()).await;
     let error = error.unwrap();
     assert!(chunks.is_empty());
     assert_eq!((error.kind(), error.status()), (ErrorKind::Remote, ErrorStatus::Permanent), "{error}");
     // A prompt's numbers may take more.
-    let chunks = all(&mut transport.generate(&Call { prompt_logprobs: Some(0), ..call() }).await.unwrap()).await;
+    let chunks =
+        all(&mut transport.generate(&Arc::new(Call { prompt_logprobs: Some(0), ..call() })).await.unwrap()).await;
     assert!(chunks.1.is_none(), "{:?}", chunks.1);
 }

@@ -71,7 +71,7 @@ async fn certificates_are_checked() {
 
     let right = transport(&format!("grpcs://localhost:{port}"), &trusting);
     right.health().await.unwrap();
-    let (chunks, error) = all(&mut right.generate(&call()).await.unwrap()).await;
+    let (chunks, error) = all(&mut right.generate(&Arc::new(call())).await.unwrap()).await;
     assert!(error.is_none() && chunks.len() == 9, "{error:?}");
 
     let refused = async |url: String, config: &VllmConfig| {
@@ -107,7 +107,7 @@ async fn a_server_that_is_not_there_may_come() {
     // A port that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let transport = transport(&format!("grpc://127.0.0.1:{port}"), &config());
-    let error = transport.generate(&call()).await.err().unwrap();
+    let error = transport.generate(&Arc::new(call())).await.err().unwrap();
     assert_eq!((error.kind(), error.status()), (ErrorKind::Remote, ErrorStatus::Temporary));
     assert!(error.message().contains("cannot be reached"), "{error}");
     assert_eq!(error.operation(), crate::transport::UNREACHED);
@@ -138,11 +138,11 @@ async fn the_key_goes_with_every_request() {
     let with = VllmConfig { api_key: Some(ApiKey::new("hush-hush").unwrap()), ..config() };
     let known = server.transport(&with);
     known.health().await.unwrap();
-    drop(known.generate(&call()).await.unwrap());
+    drop(known.generate(&Arc::new(call())).await.unwrap());
     assert_eq!(aborted.recv().await.unwrap(), "request-1");
     let wrong = VllmConfig { api_key: Some(ApiKey::new("wrong-key").unwrap()), ..config() };
     for config in [&wrong, &config()] {
-        let error = server.transport(config).generate(&call()).await.err().unwrap();
+        let error = server.transport(config).generate(&Arc::new(call())).await.err().unwrap();
         assert_eq!((error.kind(), error.status()), (ErrorKind::InvalidConfig, ErrorStatus::Permanent));
         assert!(!format!("{error:?}").contains("wrong-key") && error.message().contains("api_key_env"), "{error:?}");
     }
@@ -265,7 +265,7 @@ async fn a_faithful_server_gives_every_token_its_text() {
         let answers = faithful(request).into_iter().map(super::server::Step::Send).collect();
         super::server::Script::of(answers)
     });
-    let (chunks, error) = all(&mut server.transport(&config()).generate(&call()).await.unwrap()).await;
+    let (chunks, error) = all(&mut server.transport(&config()).generate(&Arc::new(call())).await.unwrap()).await;
     let text: String = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
     assert!(error.is_none() && text.starts_with("<10><11>"), "there is no tokenizer here: {text}");
 }

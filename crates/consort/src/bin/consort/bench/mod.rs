@@ -3,6 +3,8 @@
 mod decode;
 mod gate;
 mod live;
+#[cfg(feature = "vllm")]
+mod overhead;
 mod questions;
 mod synthetic;
 mod targets;
@@ -65,6 +67,13 @@ pub enum BenchCommand {
         #[command(flatten)]
         run: live::LiveArgs,
     },
+    /// What our path to a vLLM server costs over a bare HTTP client: to the first token, and for each token.
+    #[cfg(feature = "vllm")]
+    #[command(
+        after_help = "Example:\n  consort bench overhead --at 'at once=http://127.0.0.1:8000,grpc://127.0.0.1:9000' \\\n    \
+        --output docs/benchmarks"
+    )]
+    Overhead(overhead::OverheadArgs),
     /// Write a workload to a file, to be replayed here or elsewhere.
     #[command(after_help = "Example:\n  consort bench workload room --personas 3 --output room.json")]
     Workload(live::WorkloadArgs),
@@ -100,6 +109,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         BenchCommand::Room { workload, run } => live::generate(workload.settings(run.targets.adapters()), run),
         BenchCommand::Churn { workload, run } => live::generate(workload.settings(), run),
         BenchCommand::Neighbour { workload, run } => live::generate(workload.settings(run.targets.adapters()), run),
+        #[cfg(feature = "vllm")]
+        BenchCommand::Overhead(args) => overhead::run(args),
         BenchCommand::Workload(args) => live::save(args),
         BenchCommand::Replay { workload, run } => live::replay(workload, run),
         BenchCommand::Compare(args) => gate::compare(args),
