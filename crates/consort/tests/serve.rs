@@ -265,9 +265,71 @@ fn configurations_are_written_and_checked() {
         ("[adapters]\nfolders = [\"nowhere\"]\n", "adapters.folders"),
         ("[[persona]]\nname = \"a\"\nadapters = [{ name = \"nobody\" }]\n", "persona[0].adapters"),
         ("[server]\napi_key_env = \"CONSORT_NO_SUCH_KEY\"\n", "CONSORT_NO_SUCH_KEY"),
+        ("[[persona]]\nname = \"far\"\nplacement = \"remote\"\n", "persona[0].placement"),
+        ("[[persona]]\nname = \"far\"\nplacement = \"remote\"\n", "far"),
+        ("[overflow]\nlocal_queue = 2\n", "overflow"),
     ] {
         std::fs::write(&file, text).unwrap();
         let (code, error) = failure(&["config", "check", path]);
         assert!(code != 0 && error.contains(what), "{text}: {error}");
     }
+}
+
+/// An engine here with a server beside it, by one file: checked, tried by the doctor, and served.
+#[cfg(feature = "vllm")]
+#[test]
+fn a_server_beside_the_engine_here_takes_what_its_personas_say() {
+    use consort_vllm_replay::{Synthetic, SyntheticConfig};
+
+    let server = Synthetic::start(SyntheticConfig::default()).unwrap();
+    let url = server.server().http_url();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("consort.toml");
+    let path = file.to_str().unwrap();
+    let servers = format!("[remote]\nurls = [\"{url}\"]\n");
+    let rule = "[overflow]\nlocal_queue = 3\npriorities = { batch = \"prefer_remote\" }\n";
+    let personas =
+        "[[persona]]\nname = \"near\"\nplacement = \"local\"\n[[persona]]\nname = \"far\"\nplacement = \"remote\"\n";
+    // Servers alone have no side here.
+    std::fs::write(&file, format!("{servers}{personas}")).unwrap();
+    let (_, error) = failure(&["config", "check", path]);
+    assert!(error.contains("persona[0].placement") && error.contains("near"), "{error}");
+    std::fs::write(&file, format!("[model]\nbackend = \"native\"\ndevice = \"cpu\"\n{servers}{rule}{personas}"))
+        .unwrap();
+    let checked = succeed(&["config", "check", path]);
+    for part in [&*url, "3 requests wait", "of priority batch: on the servers first", "near", "local"] {
+        assert!(checked.contains(part), "{part}: {checked}");
+    }
+
+    let told = succeed(&["doctor", "--config", path]);
+    for part in ["here: native", "beside it", &*url, "3 requests wait", "persona far: remote", "0.32.0"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let told = common::json(&["doctor", "--json", "--config", path]);
+    assert_eq!((&told["overflow"]["local"], &told["overflow"]["remote"][0]), (&"native".into(), &url.as_str().into()));
+    assert_eq!(
+        (&told["overflow"]["together"]["loads"], &told["overflow"]["rule"]["local_queue"]),
+        (&true.into(), &3.into())
+    );
+    std::fs::write(folder.path().join("here.toml"), "[model]\ndevice = \"cpu\"\n").unwrap();
+    let (_, error) = failure(&["doctor", "--config", folder.path().join("here.toml").to_str().unwrap()]);
+    assert!(error.contains("names no servers"), "{error}");
+
+    let mut served = Served::start(&["--config", path, "--listen", "127.0.0.1:0"]);
+    let address = served.tcp();
+    let asked = || server.server().asked().iter().filter(|asked| asked.route() == "/inference/v1/generate").count();
+    let ask = |persona: &str| {
+        let body = story(persona, &json!({ "max_tokens": 8 }));
+        let answer = exchange(TcpStream::connect(&address).unwrap(), &request("/v1/chat/completions", &body, ""));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    };
+    let before = asked();
+    ask("near");
+    assert_eq!(asked(), before);
+    ask("far");
+    assert_eq!(asked(), before + 1);
+    let metrics = exchange(TcpStream::connect(&address).unwrap(), &request("/metrics", "", ""));
+    assert!(metrics.contains("consort_overflow_taken_total{side=\"remote\",reason=\"placement\"} 1"), "{metrics}");
+    served.signal("INT");
+    assert_eq!(served.end().0, 0);
 }

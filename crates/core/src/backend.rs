@@ -4,7 +4,8 @@ use std::pin::Pin;
 
 use crate::{
     AdapterFiles, AdapterInfo, AdapterStatus, AdapterUse, Capability, DeviceEvidence, Error, EventStream,
-    GenerateRequest, MemoryReport, Metrics, ModelInfo, Pooling, Prompt, Residency, Result, TokenId,
+    GenerateRequest, MemoryReport, Metrics, ModelInfo, PlacementRule, Pooling, Prompt, Residency, Result, SidesReport,
+    TokenId,
 };
 
 /// A boxed future, so that [`ModelBackend`] can be a trait object.
@@ -29,6 +30,8 @@ pub struct EmbedRequest {
     pub adapters: Vec<AdapterUse>,
     /// How the hidden states are pooled.
     pub pooling: Pooling,
+    /// Where it may be answered.
+    pub placement: PlacementRule,
 }
 
 /// One model behind one engine, as applications, servers, benches and forges hold it: `Arc<dyn ModelBackend>`.
@@ -53,6 +56,12 @@ pub trait ModelBackend: Send + Sync {
 
     /// Counters, gauges and histograms, all taken at one moment.
     fn metrics(&self) -> Metrics;
+
+    /// What a backend that composes a local one and a remote one tells of them. `None`: it is one by itself, and answers where
+    /// its [`evidence`](Self::evidence) says, whatever a request's [`PlacementRule`] is.
+    fn sides(&self) -> Option<SidesReport> {
+        None
+    }
 
     /// Accepts a request and returns its events. The work has begun, or waits in a bounded queue, when this returns.
     /// Dropping the stream cancels; the slot is free within one step.

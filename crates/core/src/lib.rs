@@ -66,6 +66,7 @@ mod metrics;
 mod model;
 mod request;
 mod sampling;
+mod sides;
 mod structure;
 mod token;
 
@@ -90,5 +91,6 @@ pub use metrics::{ByPriority, Failures, Histogram, Metrics};
 pub use model::ModelInfo;
 pub use request::{Deadlines, GenerateRequest, PlacementRule, PrefixReuse, Priority, Prompt, PromptPart};
 pub use sampling::{Dry, DynamicTemperature, EndTokens, Penalties, Sampling, StopRules, Xtc};
+pub use sides::{SideRoute, SidesReport};
 pub use structure::{Structure, StructureScope};
 pub use token::{Position, TokenId};

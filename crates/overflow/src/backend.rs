@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use consort_core::{
     AdapterFiles, AdapterInfo, AdapterStatus, BoxFuture, Capability, DeviceEvidence, EmbedRequest, ErrorKind,
-    EventStream, GenerateRequest, MemoryReport, Metrics, ModelBackend, ModelInfo, PlacementRule, Priority, Residency,
-    Result, SpecialTokens, TokenId,
+    EventStream, GenerateRequest, MemoryReport, Metrics, ModelBackend, ModelInfo, Priority, Residency, Result,
+    SideRoute, SidesReport, SpecialTokens, TokenId,
 };
 
 use crate::adapters::{Library, inner_uses};
@@ -117,6 +117,27 @@ impl ModelBackend for Overflow {
         combine::metrics(&local, &remote, refused, if local_adapters { &local } else { &remote })
     }
 
+    fn sides(&self) -> Option<SidesReport> {
+        let OverflowMetrics { answered_local, answered_remote, failed, cancelled, refused, pending, routes, .. } =
+            self.overflow_metrics();
+        let routes = routes.iter().map(|count| SideRoute {
+            side: count.route.side.as_str(),
+            reason: count.route.reason.as_str(),
+            requests: count.requests,
+        });
+        Some(SidesReport {
+            local: self.side(Side::Local).name(),
+            remote: self.side(Side::Remote).name(),
+            answered_local,
+            answered_remote,
+            failed,
+            cancelled,
+            refused,
+            pending,
+            routes: routes.collect(),
+        })
+    }
+
     fn generate(&self, request: GenerateRequest) -> Result<EventStream> {
         self.accept(request).inspect_err(|error| {
             if error.kind() == ErrorKind::Overloaded {
@@ -171,7 +192,7 @@ impl Overflow {
 async fn embed(shared: &Shared, request: EmbedRequest) -> Result<Vec<f32>> {
     let needs = Needs { embeddings: true, ..Needs::of_prompt(&request.prompt) };
     let bound = shared.bind(&request.adapters)?;
-    let plan = shared.plan_of(&needs, &bound, PlacementRule::Any, Priority::Interactive);
+    let plan = shared.plan_of(&needs, &bound, request.placement, Priority::Interactive);
     let adapters = inner_uses(&request.adapters, &bound);
     let request = EmbedRequest { adapters, ..request };
     let side = plan.route.side;

@@ -83,6 +83,25 @@ impl Reason {
         Self::Broken,
     ];
 
+    /// In one word, as it stands in metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Placement => "placement",
+            Self::Priority => "priority",
+            Self::Ability => "ability",
+            Self::Queue => "queue",
+            Self::Wait => "wait",
+            Self::Memory => "memory",
+            Self::Overloaded => "overloaded",
+            Self::OutOfMemory => "out_of_memory",
+            Self::Slow => "slow",
+            Self::Unable => "unable",
+            Self::Broken => "broken",
+        }
+    }
+
     /// Whether the other side was asked before.
     #[must_use]
     pub fn is_move(self) -> bool {

@@ -398,7 +398,12 @@ fn texts_are_embedded_where_they_can_be() {
     let pair = pair(OverflowConfig::default());
     let ask = || {
         let prompt = request().prompt;
-        block_on(pair.overflow.embed(EmbedRequest { prompt, adapters: Vec::new(), pooling: Pooling::Last }))
+        block_on(pair.overflow.embed(EmbedRequest {
+            prompt,
+            adapters: Vec::new(),
+            pooling: Pooling::Last,
+            placement: PlacementRule::Any,
+        }))
     };
     pair.local.embeds([
         Ok(vec![1.0]),
@@ -421,8 +426,44 @@ fn texts_are_embedded_where_they_can_be() {
     let blind = of(local, Scripted::new("far"), OverflowConfig::default());
     blind.remote.embeds([Ok(vec![3.0])]);
     let prompt = request().prompt;
-    let asked = EmbedRequest { prompt, adapters: Vec::new(), pooling: Pooling::Last };
+    let asked = EmbedRequest { prompt, adapters: Vec::new(), pooling: Pooling::Last, placement: PlacementRule::Any };
     assert_eq!(block_on(blind.overflow.embed(asked)).unwrap(), [3.0]);
+}
+
+#[test]
+fn a_text_that_is_bound_to_a_side_is_embedded_there_or_nowhere() {
+    let pair = pair(OverflowConfig::default());
+    let ask = |placement| {
+        let prompt = request().prompt;
+        let asked = EmbedRequest { prompt, adapters: Vec::new(), pooling: Pooling::Last, placement };
+        block_on(pair.overflow.embed(asked)).map_err(|error| error.kind())
+    };
+    pair.local.embeds([Err(ErrorKind::Overloaded), Ok(vec![1.0])]);
+    pair.remote.embeds([Err(ErrorKind::Remote), Ok(vec![2.0])]);
+    assert_eq!(ask(PlacementRule::Local), Err(ErrorKind::Overloaded), "it stays");
+    assert_eq!(ask(PlacementRule::Remote), Err(ErrorKind::Remote), "it stays there");
+    assert_eq!(ask(PlacementRule::PreferRemote), Ok(vec![2.0]));
+    assert_eq!(ask(PlacementRule::Local), Ok(vec![1.0]));
+    let told = pair.overflow.overflow_metrics();
+    assert_eq!((told.embeds_local, told.embeds_remote), (2, 2));
+}
+
+#[test]
+fn whoever_holds_it_as_a_backend_sees_its_sides() {
+    let config = OverflowConfig { local_queue: Some(0), ..OverflowConfig::default() };
+    let pair = pair(config);
+    pair.local.plays([Play::say(&[1])]);
+    pair.remote.plays([Play::say(&[2])]);
+    assert_eq!(pair.ask(placed(PlacementRule::Local)).unwrap(), [1]);
+    assert_eq!(pair.ask(request()).unwrap(), [2]);
+    let backend: &dyn ModelBackend = &pair.overflow;
+    let sides = backend.sides().unwrap();
+    assert_eq!((sides.answered_local, sides.answered_remote, sides.pending), (1, 1, 0));
+    assert_eq!((sides.local, sides.remote), (pair.local.name(), pair.remote.name()));
+    let mut routes: Vec<_> = sides.routes.iter().map(|route| (route.side, route.reason, route.requests)).collect();
+    routes.sort_unstable();
+    assert_eq!(routes, [("local", "placement", 1), ("remote", "queue", 1)]);
+    assert!(pair.local.sides().is_none());
 }
 
 #[test]

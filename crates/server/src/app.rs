@@ -16,6 +16,7 @@ use crate::error::Failure;
 use crate::identity::now;
 use crate::metrics::{Snapshot, Traffic};
 use crate::persona::Persona;
+use crate::placement::Sides;
 use crate::registry::{Member, Placed, Registry};
 use crate::reload::Reload;
 use crate::remote::Remote;
@@ -57,6 +58,8 @@ pub struct App {
 /// What all requests share.
 pub(crate) struct Shared {
     pub(crate) backend: Arc<dyn ModelBackend>,
+    /// Where it computes.
+    pub(crate) sides: Sides,
     pub(crate) text: Text,
     pub(crate) config: Config,
     pub(crate) keys: KeyRing,
@@ -103,6 +106,7 @@ impl App {
         let fingerprint = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect::<String>();
         let sequences = backend.capability().max_sequences;
         let shared = Arc::new(Shared {
+            sides: Sides::of(&*backend),
             text: Text::new(Arc::clone(&backend), text),
             adapters: Adapters::new(Arc::clone(&backend), adapters),
             registry: Registry::new(&name, sequences, config.limits.personas.get()),
@@ -127,6 +131,7 @@ impl App {
                 Error::new(ErrorKind::InvalidConfig, failure.message())
                     .with_operation("server::open")
                     .with_context("key", key)
+                    .with_context("persona", persona.name.clone())
             };
             shared.put_persona(persona.clone()).await.map_err(|failure| at(&failure))?;
         }
@@ -153,6 +158,7 @@ impl Shared {
     /// Adds or replaces a persona. Its adapters are there before it is, so whoever asks finds either the old one or the new.
     pub(crate) async fn put_persona(&self, persona: Persona) -> Result<Placed, Failure> {
         persona.check().map_err(|(field, message)| Failure::value(field, message))?;
+        self.sides.admit(persona.placement).map_err(|message| Failure::value("placement", message))?;
         for (index, adapter) in persona.adapters.iter().enumerate() {
             let at = |failure: Failure| failure.or_param(&format!("adapters[{index}].name"));
             if persona.pinned {
@@ -225,6 +231,7 @@ impl Shared {
             requests: self.traffic.requests.load(Ordering::Relaxed),
             connections: self.traffic.connections.load(Ordering::Relaxed),
             engine: self.backend.metrics(),
+            sides: self.backend.sides(),
             memory: self.backend.memory().await.ok(),
             adapters: adapters.map(|a| (a.info.key.id.to_string(), a.info.bytes, a.resident)).collect(),
         }

@@ -68,6 +68,7 @@ mod page;
 mod persona;
 mod personas;
 mod pictures;
+mod placement;
 mod registry;
 mod reload;
 mod remote;
@@ -92,11 +93,13 @@ pub use app::{App, Parts};
 pub use ask::{Answered, Inside};
 pub use auth::Keys;
 pub use config::{
-    AdaptersConfig, Config, DeviceName, Limits, ModelConfig, RemoteSettings, SchedulerSettings, ServerConfig, TEMPLATE,
+    AdaptersConfig, Config, DeviceName, Limits, ModelConfig, OverflowSettings, PriorityPlacements, RemoteFailureRule,
+    RemoteSettings, SchedulerSettings, ServerConfig, TEMPLATE,
 };
 pub use error::{Failure, FailureKind};
 pub use openapi::openapi;
 pub use persona::{Persona, PersonaAdapter};
+pub use placement::Sides;
 pub use registry::PersonaChanges;
 pub use reload::{Fresh, Reloaded, Source};
 pub use router::Transport;

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use consort_core::{AdapterUse, Priority, Thinking};
+use consort_core::{AdapterUse, PlacementRule, Priority, Thinking};
 use serde::{Deserialize, Serialize};
 
 use crate::sampling::SamplingSettings;
@@ -38,6 +38,9 @@ pub struct Persona {
     /// Whose turn it is when not all fit.
     #[serde(default)]
     pub priority: Priority,
+    /// Where its replies are computed, where an engine here and servers share the work.
+    #[serde(default)]
+    pub placement: PlacementRule,
     /// The most of the engine's sequences that its requests take, running or waiting, as a share of all: above 0 and at
     /// most 1. One more is refused. `None`: whatever is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,6 +85,7 @@ impl Persona {
             system: None,
             adapters: Vec::new(),
             priority: Priority::default(),
+            placement: PlacementRule::default(),
             memory_share: None,
             pinned: false,
             thinking: None,

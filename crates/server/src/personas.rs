@@ -112,6 +112,7 @@ fn read(mut fields: Fields, name: String) -> Result<Persona, Failure> {
         system: fields.get::<String>("system")?.filter(|system| !system.is_empty()),
         adapters,
         priority: fields.get("priority")?.unwrap_or_default(),
+        placement: fields.get("placement")?.unwrap_or_default(),
         memory_share: fields.get("memory_share")?,
         pinned: fields.get("pinned")?.unwrap_or(false),
         thinking: fields.get("thinking")?,

@@ -170,6 +170,10 @@ impl Shared {
             if persona.name == self.registry.model().persona.name {
                 return Err(refused("the model itself has this name").with_context("key", key("name")));
             }
+            if let Err(message) = self.sides.admit(persona.placement) {
+                let error = refused(message).with_context("key", key("placement"));
+                return Err(error.with_context("persona", persona.name.clone()));
+            }
             for adapter in &persona.adapters {
                 let loaded = self.adapters.loaded().iter().any(|status| *status.info.key.id == *adapter.name);
                 if !loaded && library.find(&adapter.name).is_err() {

@@ -115,6 +115,7 @@ impl Shared {
                 first_token: limits.first_token_seconds.map(seconds),
                 total: Some(seconds(limits.reply_seconds)),
             },
+            placement: persona.placement,
             ..GenerateRequest::new(prompt)
         })
     }

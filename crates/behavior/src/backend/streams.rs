@@ -1,8 +1,8 @@
 //! What a stream says, in which order, and how it ends.
 
 use consort_core::{
-    AdapterUse, Capability, EmbedRequest, ErrorKind, Event, FinishReason, GenerateRequest, Pooling, Prompt, PromptPart,
-    SpecialTokens, StopRules, block_on,
+    AdapterUse, Capability, EmbedRequest, ErrorKind, Event, FinishReason, GenerateRequest, PlacementRule, Pooling,
+    Prompt, PromptPart, SpecialTokens, StopRules, block_on,
 };
 
 use super::client::{Client, collect, engines_own, log_softmax, refusal, request, text};
@@ -272,7 +272,12 @@ fn undeclared(fixture: &BackendFixture) -> Outcome {
     let prompt = || text(&fixture.engine.prompt(3, 9));
     let unsupported = ErrorKind::Unsupported;
     if !capability.embeddings {
-        let asked = EmbedRequest { prompt: Prompt::Parts(prompt()), adapters: Vec::new(), pooling: Pooling::Last };
+        let asked = EmbedRequest {
+            prompt: Prompt::Parts(prompt()),
+            adapters: Vec::new(),
+            pooling: Pooling::Last,
+            placement: PlacementRule::Any,
+        };
         let result = block_on(client.backend.embed(asked));
         ensure!(result.is_err_and(|error| error.kind() == unsupported), "embeddings must be unsupported");
     }
@@ -331,7 +336,12 @@ fn embed(fixture: &BackendFixture) -> Outcome {
     for pooling in [Pooling::Last, Pooling::Mean] {
         let of = |seed| -> Outcome<Vec<f32>> {
             let prompt = Prompt::Parts(text(&fixture.engine.prompt(30, seed)));
-            Ok(block_on(client.backend.embed(EmbedRequest { prompt, adapters: Vec::new(), pooling }))?)
+            Ok(block_on(client.backend.embed(EmbedRequest {
+                prompt,
+                adapters: Vec::new(),
+                pooling,
+                placement: PlacementRule::Any,
+            }))?)
         };
         let (one, again, other) = (of(1)?, of(1)?, of(2)?);
         ensure!(one.len() == hidden, "{} numbers, and the hidden state has {hidden}", one.len());

@@ -295,7 +295,8 @@ fn nonsense_is_refused_at_once_and_harms_nobody() {
 fn embeddings_pool_over_steps() {
     let rig = Rig::new(Setup::default(), SchedulerConfig { step_tokens: 10, ..SchedulerConfig::default() });
     let embed = |pooling| {
-        let request = EmbedRequest { prompt: parts(&tokens(1, 25)), adapters: vec![], pooling };
+        let request =
+            EmbedRequest { prompt: parts(&tokens(1, 25)), adapters: vec![], pooling, placement: PlacementRule::Any };
         block_on(rig.backend.embed(request)).unwrap()
     };
     // The engine gives [tokens of the step, tokens so far, 0, 1].

@@ -17,6 +17,11 @@ fn a_parrot_is_a_backend() {
     assert_eq!((parrot.name(), parrot.evidence().device), ("parrot", Device::Cpu));
     let adapted = crate::support::with_adapter(ask(&[1], 2), "a", 1.0);
     assert_eq!(parrot.generate(adapted).unwrap_err().kind(), ErrorKind::Unsupported);
-    let embed = EmbedRequest { prompt: crate::support::parts(&[1]), adapters: vec![], pooling: Pooling::Last };
+    let embed = EmbedRequest {
+        prompt: crate::support::parts(&[1]),
+        adapters: vec![],
+        pooling: Pooling::Last,
+        placement: PlacementRule::Any,
+    };
     assert_eq!(block_on(parrot.embed(embed)).unwrap_err().kind(), ErrorKind::Unsupported);
 }

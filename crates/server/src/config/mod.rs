@@ -4,6 +4,7 @@
 //! kept as it was written: the command opens them, this crate never does.
 
 mod locate;
+mod overflow;
 mod remote;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use consort_core::{Error, ErrorKind, Priority, Result};
 use serde::{Deserialize, Serialize};
 
 use self::locate::Places;
+pub use self::overflow::{OverflowSettings, PriorityPlacements, RemoteFailureRule};
 pub use self::remote::RemoteSettings;
 use crate::persona::Persona;
 use crate::sampling::SamplingSettings;
@@ -38,6 +40,8 @@ pub struct Config {
     pub model: ModelConfig,
     /// Which servers compute it, when it is not computed here.
     pub remote: RemoteSettings,
+    /// When requests leave the engine here for those servers.
+    pub overflow: OverflowSettings,
     /// How requests share the engine.
     pub scheduler: SchedulerSettings,
     /// How tokens are chosen when neither the persona nor the request says it. Nothing said: temperature 1.
@@ -367,6 +371,9 @@ impl Config {
         if let Err((field, message)) = self.remote.check() {
             return wrong(&format!("remote.{field}"), message);
         }
+        if let Err((field, message)) = self.overflow.check() {
+            return wrong(&format!("overflow.{field}"), message);
+        }
         share("scheduler.gpu_time_share", self.scheduler.gpu_time_share)?;
         if let Err(message) = self.telemetry.check() {
             return wrong("telemetry.otlp_endpoint", message);
@@ -466,6 +473,9 @@ mod tests {
             ("[remote]\nkey_env = \"A\"\nkey_file = \"b\"\n", "remote.key_file", "3"),
             ("[remote]\nadapter_folder_there = \"/x\"\n", "remote.adapter_folder_there", "2"),
             ("[remote]\nattempts = 0\n", "remote.attempts", "2"),
+            ("[overflow]\nlocal_wait_seconds = 0.0\n", "overflow.local_wait_seconds", "2"),
+            ("[overflow]\n\nlocal_memory = 1.5\n", "overflow.local_memory", "3"),
+            ("[overflow]\npriorities = { batch = \"there\" }\n", "overflow.priorities.batch", "2"),
             ("[scheduler]\ngpu_time_share = 1.5\n", "scheduler.gpu_time_share", "2"),
             ("[sampling]\ntop_p = 2.0\n", "sampling.top_p", "2"),
             ("[server]\nallowed_origins = [\"https://a\", \"ftp://b\"]\n", "server.allowed_origins[1]", "2"),
@@ -476,6 +486,7 @@ mod tests {
                 "3",
             ),
             (&format!("{persona}\n{persona}"), "persona[1].name", "5"),
+            (&format!("{persona}placement = \"there\"\n"), "persona[0].placement", "3"),
             (&format!("{persona}memory_share = 0.0\n"), "persona[0].memory_share", "3"),
             (&format!("{persona}[persona.sampling]\ntemperature = -1.0\n"), "persona[0].sampling.temperature", "4"),
             ("[[persona]]\nsystem = \"x\"\n", "persona[0]", "1"),

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use consort_core::{Histogram, Priority};
+use consort_core::{Histogram, Priority, SidesReport};
 
 use super::{Counts, Snapshot};
 
@@ -16,6 +16,9 @@ pub(crate) fn render(snapshot: &Snapshot) -> String {
     about(&mut page, snapshot);
     personas(&mut page, &snapshot.personas);
     engine(&mut page, snapshot);
+    if let Some(sides) = &snapshot.sides {
+        both_sides(&mut page, sides);
+    }
     page.0
 }
 
@@ -201,6 +204,36 @@ fn engine(page: &mut Page, snapshot: &Snapshot) {
     }
 }
 
+/// Of an engine here with servers beside it.
+fn both_sides(page: &mut Page, sides: &SidesReport) {
+    page.family("consort_overflow_info", "gauge", "The backend of each side: always 1.");
+    for (side, backend) in [("local", sides.local), ("remote", sides.remote)] {
+        page.sample("consort_overflow_info", &[("side", side), ("backend", backend)], 1.0);
+    }
+    page.gauge("consort_overflow_pending", "Requests of which nothing has come yet.", sides.pending as f64);
+    page.family(
+        "consort_overflow_answered_total",
+        "counter",
+        "Replies of which something came, by the side it came from.",
+    );
+    for (side, count) in [("local", sides.answered_local), ("remote", sides.answered_remote)] {
+        page.sample("consort_overflow_answered_total", &[("side", side)], count as f64);
+    }
+    page.family("consort_overflow_unanswered_total", "counter", "Requests that ended before anything came.");
+    for (how, count) in [("failed", sides.failed), ("cancelled", sides.cancelled), ("refused", sides.refused)] {
+        page.sample("consort_overflow_unanswered_total", &[("how", how)], count as f64);
+    }
+    page.family(
+        "consort_overflow_taken_total",
+        "counter",
+        "How often a side took a request, and why it was sent there.",
+    );
+    for route in &sides.routes {
+        let labels = [("side", route.side), ("reason", route.reason)];
+        page.sample("consort_overflow_taken_total", &labels, route.requests as f64);
+    }
+}
+
 /// An exposition that is being written. Writing to a string cannot fail.
 struct Page(String);
 
@@ -247,6 +280,32 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_side_and_each_reason_has_a_line() {
+        let route = |side, reason, requests| consort_core::SideRoute { side, reason, requests };
+        let sides = SidesReport {
+            local: "native",
+            remote: "vllm",
+            answered_local: 4,
+            answered_remote: 2,
+            refused: 1,
+            pending: 3,
+            routes: vec![route("local", "first", 7), route("remote", "queue", 2)],
+            ..SidesReport::default()
+        };
+        let mut page = Page(String::new());
+        both_sides(&mut page, &sides);
+        for line in [
+            r#"consort_overflow_info{side="remote",backend="vllm"} 1"#,
+            "consort_overflow_pending 3",
+            r#"consort_overflow_answered_total{side="local"} 4"#,
+            r#"consort_overflow_unanswered_total{how="refused"} 1"#,
+            r#"consort_overflow_taken_total{side="remote",reason="queue"} 2"#,
+        ] {
+            assert!(page.0.lines().any(|shown| shown == line), "{line}\n{}", page.0);
+        }
+    }
 
     #[test]
     fn histograms_are_cumulative_and_labels_escaped() {

@@ -213,6 +213,8 @@ pub(crate) struct Snapshot {
     pub(crate) requests: u64,
     pub(crate) connections: u64,
     pub(crate) engine: consort_core::Metrics,
+    /// `None` where the backend is one by itself.
+    pub(crate) sides: Option<consort_core::SidesReport>,
     /// `None` where the backend does not tell.
     pub(crate) memory: Option<consort_core::MemoryReport>,
     /// Name, bytes and whether the engine holds it now.

@@ -65,7 +65,8 @@ pub(crate) async fn handle(State(app): State<Arc<Shared>>, request: Request) -> 
     let embed = texts.into_iter().map(|text| {
         let (backend, adapters) = (Arc::clone(&app.backend), member.persona.adapter_uses());
         let prompt = Prompt::Parts(vec![PromptPart::Tokens(text.tokens)]);
-        async move { backend.embed(EmbedRequest { prompt, adapters, pooling }).await }
+        let placement = member.persona.placement;
+        async move { backend.embed(EmbedRequest { prompt, adapters, pooling, placement }).await }
     });
     let embedded: Result<Vec<Vec<f32>>, _> = stream::iter(embed).buffered(SIDE_BY_SIDE).try_collect().await;
     let embedded = embedded.map_err(|error| {

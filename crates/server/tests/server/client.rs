@@ -7,8 +7,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Request};
-use consort::{LoadConfig, ModelFiles, bundled};
-use consort_core::{Device, DevicePolicy, ModelBackend};
+use consort::{Backend, LoadConfig, ModelFiles, RemoteModel, bundled};
+use consort_core::{Device, DevicePolicy, ModelBackend, Result};
 use consort_server::{AdapterLibrary, App, Config, Keys, Parts, TextFloor, Transport};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -76,12 +76,25 @@ impl Client {
     }
 
     pub(crate) async fn with_keys(config: &str, keys: Keys) -> Self {
-        let config = Config::parse(config).unwrap();
-        let mut load = LoadConfig {
-            policy: DevicePolicy::Named(Device::Cpu),
-            threads: NonZeroUsize::new(1),
-            ..LoadConfig::new(ModelFiles::Bundled)
-        };
+        Self::open(config, keys, None).await.unwrap()
+    }
+
+    /// With servers beside the engine here.
+    pub(crate) async fn open(config: &str, keys: Keys, remote: Option<RemoteModel>) -> Result<Self> {
+        let backend = remote.is_some().then_some(Backend::Native);
+        let policy = DevicePolicy::Named(Device::Cpu);
+        Self::load(config, keys, LoadConfig { backend, policy, remote, ..LoadConfig::new(ModelFiles::Bundled) }).await
+    }
+
+    /// With servers, and no engine here.
+    pub(crate) async fn remote(config: &str, remote: RemoteModel) -> Result<Self> {
+        let load = LoadConfig { remote: Some(remote), ..LoadConfig::new(ModelFiles::Bundled) };
+        Self::load(config, Keys::none(), load).await
+    }
+
+    async fn load(config: &str, keys: Keys, load: LoadConfig) -> Result<Self> {
+        let config = Config::parse(config)?;
+        let mut load = LoadConfig { threads: NonZeroUsize::new(1), ..load };
         if let Some(queued) = config.scheduler.max_queued {
             load.scheduler.max_queued = queued.get();
         }
@@ -91,14 +104,14 @@ impl Client {
         if let Some(bytes) = config.scheduler.adapter_bytes {
             load.scheduler.adapter_bytes = bytes;
         }
-        let backend = consort::load(load).unwrap();
+        let backend = consort::load(load)?;
         let (tokenizer, template) = consort::open_text(&ModelFiles::Bundled).unwrap();
         let text = TextFloor { tokenizer: Some(tokenizer), template };
         let own = bundled::ADAPTERS.map(|adapter| (adapter.name.to_owned(), adapter.files()));
         let adapters = AdapterLibrary::new(own, &config.adapters.folders).unwrap();
-        let app = App::open(Parts { backend: Arc::clone(&backend), text, config, keys, adapters }).await.unwrap();
+        let app = App::open(Parts { backend: Arc::clone(&backend), text, config, keys, adapters }).await?;
         let router = app.router(Transport::Tcp);
-        Self { app, backend, router }
+        Ok(Self { app, backend, router })
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {

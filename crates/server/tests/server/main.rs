@@ -12,6 +12,7 @@ mod guards;
 mod inside;
 mod malformed;
 mod operations;
+mod overflow;
 mod page;
 mod personas;
 mod refusals;

@@ -175,6 +175,7 @@ async fn a_file_that_is_wrong_changes_nothing_and_says_why() {
             format!("{added}[[persona]]\nname = \"x\"\npinned = true\nadapters = [{{ name = \"broken\" }}]\n"),
             "adapter broken",
         ),
+        (format!("{added}placement = \"remote\"\n"), "key persona[0].placement"),
         (format!("{added}[server]\napi_key_file = \"nowhere\"\n"), "nothing was changed"),
         ("what".into(), "line 3"),
     ] {

@@ -211,6 +211,10 @@ pub struct DoctorArgs {
     #[cfg(feature = "vllm")]
     #[command(flatten)]
     pub remote: crate::model_args::RemoteArgs,
+    /// A configuration of `serve` with servers: show them, and, where an engine here stands beside them, what goes where.
+    #[cfg(all(feature = "server", feature = "vllm"))]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["matrix", "model", "vllm"])]
+    pub config: Option<PathBuf>,
 }
 
 /// How weights are stored.

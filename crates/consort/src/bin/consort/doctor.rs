@@ -21,6 +21,10 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     if let Some(remote) = args.remote.model(args.model.as_deref())? {
         return servers::show(&remote, args.json);
     }
+    #[cfg(all(feature = "server", feature = "vllm"))]
+    if let Some(path) = &args.config {
+        return configured::show(path, args.json);
+    }
     let hardware = probe();
     let trials: Vec<_> = backends().into_iter().map(Trial::run).collect();
     if args.json {
@@ -55,27 +59,34 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
 #[cfg(feature = "vllm")]
 mod servers {
     use consort::RemoteModel;
-    use consort::vllm::ReplicaStatus;
+    use consort::vllm::{ReplicaStatus, VllmRemoteBackend};
     use consort_core::{ModelBackend as _, Result};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use crate::output::{BAD, HEADING, Table, styled};
 
     pub(super) fn show(remote: &RemoteModel, as_json: bool) -> Result<()> {
         let backend = remote.connect()?;
-        let replicas = backend.replicas();
         if as_json {
-            let server = |replica: &ReplicaStatus| json!({ "endpoint": replica.endpoint, "down": replica.down, "facts": replica.facts });
-            let object = json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "evidence": backend.evidence(),
-                "capability": backend.capability(),
-                "servers": replicas.iter().map(server).collect::<Vec<_>>(),
-            });
-            anstream::println!("{object:#}");
-            return Ok(());
+            anstream::println!("{:#}", json(&backend));
+        } else {
+            print(&backend);
         }
-        for replica in &replicas {
+        Ok(())
+    }
+
+    pub(super) fn json(backend: &VllmRemoteBackend) -> Value {
+        let server = |replica: &ReplicaStatus| json!({ "endpoint": replica.endpoint, "down": replica.down, "facts": replica.facts });
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "evidence": backend.evidence(),
+            "capability": backend.capability(),
+            "servers": backend.replicas().iter().map(server).collect::<Vec<_>>(),
+        })
+    }
+
+    pub(super) fn print(backend: &VllmRemoteBackend) {
+        for replica in &backend.replicas() {
             anstream::println!("{}", styled(HEADING, &replica.endpoint));
             let Some(facts) = &replica.facts else {
                 let why = replica.down.as_deref().unwrap_or("it did not answer");
@@ -94,6 +105,67 @@ mod servers {
         anstream::println!(
             "What is written here is what the servers did when they were tried; on what they compute, they do not say."
         );
+    }
+}
+
+/// The servers of a configuration, and the engine beside them.
+#[cfg(all(feature = "server", feature = "vllm"))]
+mod configured {
+    use std::path::Path;
+
+    use consort::server::{Config, Sides};
+    use consort_core::{Error, ErrorKind, Result};
+    use serde_json::json;
+
+    use super::servers;
+    use crate::output::{BAD, GOOD, HEADING, styled};
+    use crate::serve::{Plan, rule};
+
+    /// # Errors
+    /// What is wrong with the file; it names no servers; they are not reached.
+    pub(super) fn show(path: &Path, as_json: bool) -> Result<()> {
+        let plan = Plan::of_config(Config::load(path)?)?;
+        let Some(remote) = plan.load.remote.as_ref() else {
+            let message = "the configuration names no servers (`urls` under `[remote]`); `consort doctor` alone shows this machine";
+            return Err(Error::new(ErrorKind::InvalidConfig, message).with_context("key", "remote.urls"));
+        };
+        if plan.sides() != Sides::Both {
+            return servers::show(remote, as_json);
+        }
+        let far = remote.connect()?;
+        // As `serve` opens them: whether the two have one model is seen only then.
+        let both = consort::load(plan.load.clone());
+        let engine = plan.load.backend.map_or("none", consort::Backend::name);
+        let urls = &plan.config.remote.urls;
+        if as_json {
+            let outcome = match &both {
+                Ok(both) => json!({ "loads": true, "evidence": both.evidence() }),
+                Err(error) => json!({ "loads": false, "kind": error.kind().as_str(), "why": error.message() }),
+            };
+            let mut object = servers::json(&far);
+            object["overflow"] =
+                json!({ "local": engine, "remote": urls, "rule": plan.load.overflow, "together": outcome });
+            anstream::println!("{object:#}");
+            return Ok(());
+        }
+        servers::print(&far);
+        anstream::println!("\n{}", styled(HEADING, "an engine here, and the servers beside it"));
+        match both {
+            Ok(both) => {
+                let evidence = both.evidence();
+                let (device, name) = (evidence.device, evidence.device_name);
+                anstream::println!("  here: {engine}, {} on {device} ({name})", styled(GOOD, "computes"));
+            }
+            Err(error) => anstream::println!("  here: {engine}, {}: {error}", styled(BAD, "refuses")),
+        }
+        anstream::println!("  beside it: {}", urls.join(", "));
+        for line in rule(&plan.load.overflow) {
+            anstream::println!("  {line}");
+        }
+        for persona in plan.config.personas.iter().filter(|persona| persona.placement != Default::default()) {
+            let placement = serde_json::to_value(persona.placement).unwrap_or_default();
+            anstream::println!("  persona {}: {}", persona.name, placement.as_str().unwrap_or_default());
+        }
         Ok(())
     }
 }

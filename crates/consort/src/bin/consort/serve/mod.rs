@@ -1,6 +1,7 @@
 //! `consort serve` and `consort config`.
 
 mod args;
+mod overflow;
 mod plan;
 mod remote;
 
@@ -13,6 +14,8 @@ use consort_core::{Error, ErrorKind, Result};
 
 use args::ConfigCommand;
 pub use args::{ConfigArgs, HELP, ServeArgs};
+#[cfg(feature = "vllm")]
+pub use overflow::describe as rule;
 pub use plan::Plan;
 
 use crate::output::{self, FAINT, styled};

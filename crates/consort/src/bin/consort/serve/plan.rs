@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use consort::server::{AdapterLibrary, Config, Fresh, Keys, Listen, SchedulerSettings, Source};
+use consort::server::{
+    AdapterLibrary, Config, Fresh, Keys, Listen, OverflowSettings, SchedulerSettings, Sides, Source,
+};
 use consort::{LoadConfig, ModelFiles, bundled};
-use consort_core::{DevicePolicy, Error, Result};
+use consort_core::{DevicePolicy, Error, ErrorKind, Result};
 use consort_scheduler::SchedulerConfig;
 
 use super::args::ServeArgs;
@@ -109,13 +111,26 @@ impl Plan {
             threads: config.model.threads,
             scheduler: scheduler(&config.scheduler),
             remote,
+            #[cfg(feature = "vllm")]
+            overflow: super::overflow::settings(&config.overflow),
             ..LoadConfig::new(model)
         };
+        let sides = sides(&load);
+        if sides != Sides::Both && config.overflow != OverflowSettings::default() {
+            let message =
+                "nothing overflows: name servers (`urls` under `[remote]`) and an engine here (`model.backend`)";
+            return Err(Error::new(ErrorKind::InvalidConfig, message).with_context("key", "overflow"));
+        }
         let own = bundled::ADAPTERS.map(|adapter| (adapter.name.to_owned(), adapter.files()));
         // The bundled adapters fit the bundled model alone.
         let own = if load.model == ModelFiles::Bundled && !load.is_remote() { own.to_vec() } else { Vec::new() };
         let adapters = AdapterLibrary::new(own, &config.adapters.folders).map_err(at("adapters.folders"))?;
         for (index, persona) in config.personas.iter().enumerate() {
+            sides.admit(persona.placement).map_err(|message| {
+                Error::new(ErrorKind::InvalidConfig, message)
+                    .with_context("key", format!("persona[{index}].placement"))
+                    .with_context("persona", persona.name.clone())
+            })?;
             for adapter in &persona.adapters {
                 adapters
                     .find(&adapter.name)
@@ -126,6 +141,11 @@ impl Plan {
         let tcp = config.server.socket.is_none().then_some(config.server.listen);
         let listen = Listen { tcp, socket: config.server.socket.clone() };
         Ok(Self { config, load, listen, keys, adapters })
+    }
+
+    /// Where the model is computed.
+    pub fn sides(&self) -> Sides {
+        sides(&self.load)
     }
 
     /// What it comes to, for people.
@@ -144,16 +164,35 @@ impl Plan {
             ModelFiles::Files { text, .. } => text.display().to_string(),
         };
         let _ = writeln!(text, "  {keys}\n  serves {model}");
-        let mut table = Table::new(["persona", "adapters", "priority"]);
+        #[cfg(feature = "vllm")]
+        if self.sides() == Sides::Both {
+            let _ = writeln!(text, "  with {} beside it", self.config.remote.urls.join(", "));
+            for line in super::overflow::describe(&self.load.overflow) {
+                let _ = writeln!(text, "    {line}");
+            }
+        }
+        let mut table = Table::new(["persona", "adapters", "priority", "placement"]);
         for persona in &self.config.personas {
             let adapters: Vec<_> = persona.adapters.iter().map(|adapter| adapter.name.as_str()).collect();
             let adapters = if adapters.is_empty() { "-".into() } else { adapters.join(", ") };
-            table.row([persona.name.clone(), adapters, format!("{:?}", persona.priority).to_lowercase()]);
+            // As it is written in the file.
+            let placement = serde_json::to_value(persona.placement).unwrap_or_default();
+            let placement = placement.as_str().unwrap_or_default().to_owned();
+            table.row([persona.name.clone(), adapters, format!("{:?}", persona.priority).to_lowercase(), placement]);
         }
         if !self.config.personas.is_empty() {
             text.push_str(&table.render());
         }
         text
+    }
+}
+
+/// Where a model is computed that is loaded so.
+fn sides(load: &LoadConfig) -> Sides {
+    match (load.is_remote(), load.remote.is_some()) {
+        (true, _) => Sides::Remote,
+        (false, true) => Sides::Both,
+        (false, false) => Sides::Local,
     }
 }
 
