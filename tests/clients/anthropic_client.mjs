@@ -32,7 +32,7 @@ const valid = (value) =>
 async function models() {
   const names = [];
   for await (const model of client.models.list({ limit: 3 })) names.push(model.id);
-  check(names[0] === "etude" && names.includes("ben") && names.length === 4, names);
+  check(names[0] === "etude" && names.includes("ben") && names.length === 6, names);
   check((await client.models.retrieve("ben")).type === "model");
 }
 

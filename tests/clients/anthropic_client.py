@@ -17,6 +17,9 @@ BASE = sys.argv[1]
 KEY = os.environ["CONSORT_API_KEY"]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 client = anthropic.Anthropic(base_url=BASE, api_key=KEY, max_retries=0)
+REMOTE = os.environ.get("CONSORT_REMOTE") == "vllm"
+# vLLM reuses whole blocks of a prompt, which are long with this model.
+AGAIN = "Hello! " * 400 if REMOTE else "Hello!"
 OFF = {"type": "disabled"}
 checks = 0
 
@@ -48,7 +51,7 @@ def text(reply):
 
 def models():
     names = [model.id for model in client.models.list(limit=2)]
-    check(names[0] == "etude" and "ben" in names and "pirate" in names and len(names) == 4, names)
+    check(names[0] == "etude" and "ben" in names and "pirate" in names and len(names) == 6, names)
     ben = client.models.retrieve("ben")
     check(ben.type == "model" and ben.created_at.year > 2024, ben)
 
@@ -58,7 +61,9 @@ def whole():
     check(text(reply).startswith("Hello") and reply.stop_reason == "end_turn" and reply.role == "assistant", reply)
     check(reply.usage.input_tokens + reply.usage.cache_read_input_tokens > 3 and reply.usage.output_tokens > 3, reply.usage)
     check(reply._request_id.startswith("req_"))
-    again = message("Hello!")
+    if AGAIN != "Hello!":
+        message(AGAIN)
+    again = message(AGAIN)
     check(again.usage.cache_read_input_tokens > 0, again.usage)
     pirate = message("Tell me a story about a fox.", model="ben")
     check(text(pirate).startswith("Arr"), pirate)

@@ -5,6 +5,8 @@ import { readFileSync } from "node:fs";
 export const base = process.argv[2];
 export const root = process.argv[3];
 export const key = process.env.CONSORT_API_KEY;
+/** Whether a vLLM computes the model. */
+export const isRemote = process.env.CONSORT_REMOTE === "vllm";
 export const picture = readFileSync(`${root}/models/etude/demo.png`).toString("base64");
 
 let checks = 0;
@@ -22,6 +24,12 @@ export async function refused(kind, holds, call) {
     return;
   }
   assert.fail(`no ${kind.name} was thrown`);
+}
+
+/** Expects a call to be refused by name, as what vLLM does not do is. */
+export async function notByVllm(what, call) {
+  await refused(Error, (error) => error.status === 400 && error.message.includes("does not support"), call);
+  console.log(`not by vLLM, and refused: ${what}`);
 }
 
 export async function run(name, parts) {

@@ -18,6 +18,7 @@ BASE = sys.argv[1]
 KEY = os.environ["CONSORT_API_KEY"]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 client = openai.OpenAI(base_url=BASE, api_key=KEY, max_retries=0)
+REMOTE = os.environ.get("CONSORT_REMOTE") == "vllm"
 NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}
 checks = 0
 
@@ -26,6 +27,16 @@ def check(holds, what=""):
     global checks
     checks += 1
     assert holds, what
+
+
+def not_by_vllm(what, call):
+    try:
+        call()
+    except openai.BadRequestError as error:
+        check("does not support" in error.message, error)
+    else:
+        raise AssertionError(f"{what}: this was not refused")
+    print(f"not by vLLM, and refused: {what}")
 
 
 def user(content):
@@ -134,11 +145,19 @@ def structured():
 
 
 def texts():
-    reply = client.completions.create(model="etude", prompt=["Good day", [40, 50]], max_tokens=4, logprobs=1, echo=True, temperature=0)
+    echo = {"model": "etude", "prompt": ["Good day", [40, 50]], "max_tokens": 4, "echo": True, "temperature": 0}
+    likely = {} if REMOTE else {"logprobs": 1}
+    reply = client.completions.create(**echo, **likely)
     check([choice.index for choice in reply.choices] == [0, 1] and reply.choices[0].text.startswith("Good day"), reply)
-    check(reply.choices[0].logprobs.token_logprobs[0] is None)
+    if REMOTE:
+        not_by_vllm("log probabilities of a prompt, with adapters", lambda: client.completions.create(**echo, logprobs=1))
+    else:
+        check(reply.choices[0].logprobs.token_logprobs[0] is None)
     pieces = [chunk.choices[0].text for chunk in client.completions.create(model="etude", prompt="Good day", max_tokens=4, temperature=0, stream=True)]
     check("".join(pieces) == reply.choices[0].text.removeprefix("Good day"), pieces)
+    if REMOTE:
+        not_by_vllm("embeddings of texts", lambda: client.embeddings.create(model="etude", input="a fox"))
+        return
     # The client asks for base64 of its own accord.
     vectors = client.embeddings.create(model="etude", input=["a red circle", "a fox"]).data
     floats = client.embeddings.create(model="etude", input="a red circle", encoding_format="float").data[0].embedding

@@ -3,6 +3,8 @@
 mod read;
 mod write;
 
+use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -56,6 +58,10 @@ pub struct Transcript {
 /// The longest file that is read: 64 MiB.
 const LONGEST: u64 = 64 << 20;
 
+fn is_packed(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "gz")
+}
+
 impl Transcript {
     /// Reads a transcript. It is not trusted: every number in it is bounded.
     ///
@@ -72,29 +78,46 @@ impl Transcript {
         write::to_text(self)
     }
 
-    /// Reads a file.
+    /// Reads a file; one whose name ends in `.gz` is unpacked.
     ///
     /// # Errors
     ///
     /// Those of [`Transcript::parse`], and the file system's.
     pub fn load(path: &Path) -> Result<Self> {
-        let length = std::fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
-        if length > LONGEST {
+        let file = File::open(path).map_err(|error| Error::io(path, error))?;
+        let mut text = String::new();
+        // One byte beyond what is read tells that there is more.
+        let read = if is_packed(path) {
+            flate2::read::GzDecoder::new(file).take(LONGEST + 1).read_to_string(&mut text)
+        } else {
+            file.take(LONGEST + 1).read_to_string(&mut text)
+        };
+        read.map_err(|error| Error::io(path, error))?;
+        if text.len() as u64 > LONGEST {
             return Err(Error::new(ErrorKind::InvalidConfig, "the transcript is longer than 64 MiB")
                 .with_operation("vllm_replay::transcript")
                 .with_context("path", path.display().to_string()));
         }
-        let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
         Self::parse(&text).map_err(|error| error.with_context("path", path.display().to_string()))
     }
 
-    /// Writes a file.
+    /// Writes a file; one whose name ends in `.gz` is packed. The same conversations always give the same bytes.
     ///
     /// # Errors
     ///
     /// The file system's.
     pub fn save(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, self.to_text()).map_err(|error| Error::io(path, error))
+        let text = self.to_text();
+        let written = if is_packed(path) {
+            let best = flate2::Compression::best();
+            File::create(path).map(|file| flate2::write::GzEncoder::new(file, best)).and_then(|mut packer| {
+                packer.write_all(text.as_bytes())?;
+                packer.finish().map(drop)
+            })
+        } else {
+            std::fs::write(path, text)
+        };
+        written.map_err(|error| Error::io(path, error))
     }
 
     /// The conversations of one scene.

@@ -3,10 +3,12 @@
 
 mod common;
 
+use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
 use common::{End, ask, connect, generate, read, send};
+use consort_core::ErrorKind;
 use consort_vllm_replay::{
     Ending, FrontEnd, Player, PlayerConfig, Recorder, RecorderConfig, Rules, Synthetic, SyntheticConfig, Transcript,
 };
@@ -270,6 +272,30 @@ fn a_malformed_transcript_is_refused_with_its_line() {
     let events: Vec<String> = (0..300).map(|_| format!("[{},0,\"\"]", 1 << 20)).collect();
     let bomb = format!("{header}\n{{\"ask\":\"GET /\",\"events\":[\"{long}\",{}]}}\n", events.join(","));
     assert!(Transcript::parse(&bomb).unwrap_err().to_string().contains("256 MiB"));
+}
+
+#[test]
+fn packed_transcripts_are_the_same() {
+    let (_, transcript) = recorded("python.jsonl");
+    let folder = tempfile::tempdir().unwrap();
+    let (packed, again) = (folder.path().join("one.jsonl.gz"), folder.path().join("two.jsonl.gz"));
+    transcript.save(&packed).unwrap();
+    transcript.save(&again).unwrap();
+    let bytes = std::fs::read(&packed).unwrap();
+    assert_eq!(bytes, std::fs::read(&again).unwrap());
+    assert!(bytes.len() < transcript.to_text().len() / 2);
+    assert_eq!(Transcript::load(&packed).unwrap(), transcript);
+    // Not whole, no such file, nothing that was packed, and more than anybody should unpack.
+    std::fs::write(&packed, &bytes[..bytes.len() / 2]).unwrap();
+    let kind = |path: &Path| Transcript::load(path).unwrap_err().kind();
+    assert_eq!(kind(&packed), ErrorKind::Io);
+    assert_eq!(kind(&folder.path().join("none.jsonl.gz")), ErrorKind::NotFound);
+    std::fs::write(&packed, b"{}").unwrap();
+    assert_eq!(kind(&packed), ErrorKind::Io);
+    let mut bomb = flate2::write::GzEncoder::new(std::fs::File::create(&packed).unwrap(), flate2::Compression::fast());
+    std::io::copy(&mut std::io::repeat(b' ').take((64 << 20) + 1), &mut bomb).unwrap();
+    bomb.finish().unwrap();
+    assert_eq!(kind(&packed), ErrorKind::InvalidConfig);
 }
 
 proptest! {

@@ -12,6 +12,7 @@ use consort_core::{
     PrefixReuse, Priority, Prompt, PromptPart, Residency, Result, Sampling, SpecialTokens, StructureScope, Thinking,
     TokenId,
 };
+use consort_grammar::Compiler;
 use consort_prompt::Prompter;
 use futures_core::Stream;
 use serde_json::{Value, json};
@@ -42,6 +43,8 @@ pub struct VllmRemoteBackend {
     /// The token that opens the model's reasoning, and how it ends.
     pub(crate) reasoning: Option<(TokenId, Reasoning)>,
     pub(crate) takes_priority: bool,
+    /// Says of a form whether it is one, where the model's tokenizer is at hand.
+    pub(crate) structures: Option<Compiler>,
     /// `None` only while it is dropped.
     pub(crate) runtime: Option<Runtime>,
 }
@@ -276,6 +279,10 @@ impl VllmRemoteBackend {
         adapter: Option<crate::adapters::Bound>,
         arrived: Instant,
     ) -> Result<(Wish, Reply)> {
+        // vLLM's front end in Rust answers a malformed form with an end token and nothing else.
+        if let (Some(structures), Some(structure)) = (&self.structures, &request.structure) {
+            structures.compile(structure).map_err(|error| error.with_backend(crate::NAME))?;
+        }
         let Outgoing { prompt, tokens } = self.out(request.prompt.clone())?;
         let room = tokens.map(|tokens| self.capability.max_sequence_tokens.saturating_sub(tokens));
         let room = room.map_or(u32::MAX, |room| u32::try_from(room).unwrap_or(u32::MAX));

@@ -272,6 +272,10 @@ pub struct VllmConfig {
     /// Separates this application's prefixes from those of others on the same servers: part of every cache salt. Replicas of
     /// one application that should share prefixes have the same.
     pub namespace: String,
+    /// Begins the ids of this backend's requests and its adapters' names on the servers, so no two backends of one server may
+    /// have the same. `None`: one that no other has is made up. A name is for those who must know what is sent, as recorded
+    /// conversations.
+    pub instance: Option<String>,
     /// How often each server's health is asked for.
     pub health_interval: Duration,
     /// Connections that are not used for so long are closed. Below the servers' keep-alive, which is 5 s in vLLM's Python
@@ -314,6 +318,7 @@ impl VllmConfig {
             timeouts: Timeouts::default(),
             retries: Retries::default(),
             namespace: String::new(),
+            instance: None,
             health_interval: Duration::from_secs(2),
             idle_connection: Duration::from_secs(4),
             max_logprobs: 20,

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use consort_core::{AdapterMode, Capability, Error, ErrorKind, ModelInfo, Result};
+use consort_grammar::{Compiler, GrammarLimits, Vocabulary};
 use consort_prompt::Prompter;
+use consort_text::Tokenizer;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::adapters::{self, Adapters};
@@ -56,8 +58,10 @@ impl VllmRemoteBackend {
                 line_ends.into_iter().filter_map(|(text, count)| Some((tokenizer.token_to_id(text)?, count)));
             Some((begin, Reasoning { end, line_ends: line_ends.collect() }))
         });
+        let structures = tokenizer.filter(|_| capability.structured_output);
+        let structures = structures.map(|tokenizer| compiler(tokenizer, &info)).transpose()?;
         let prompter = Prompter::new(config.front_end.clone(), crate::NAME, info.image_token);
-        let prefix = prefix();
+        let prefix = config.instance.clone().unwrap_or_else(prefix);
         let adapters = Adapters::new(config.adapters.clone(), &prefix, Arc::clone(&replicas), runtime.handle());
         runtime.spawn(watch(Arc::downgrade(&replicas), config.health_interval));
         let crossing = Crossing {
@@ -69,6 +73,7 @@ impl VllmRemoteBackend {
         Ok(Self {
             takes_priority: facts.iter().all(|facts| facts.abilities.priority),
             prefix,
+            structures,
             reasoning,
             info,
             capability,
@@ -228,6 +233,12 @@ fn capability(config: &VllmConfig, facts: &[ServerFacts], info: &ModelInfo) -> C
         logit_tolerance: config.logit_tolerance,
         ..Capability::default()
     }
+}
+
+/// What tells forms from what is none.
+fn compiler(tokenizer: &Tokenizer, info: &ModelInfo) -> Result<Compiler> {
+    let vocabulary = Vocabulary::new(tokenizer, info.vocab_size, &info.stop_tokens)?;
+    Ok(Compiler::new(vocabulary, GrammarLimits::default()))
 }
 
 /// Begins the ids of this backend's requests, and its adapters' names on the servers.

@@ -74,6 +74,11 @@ impl Reply {
         self.max_tokens.saturating_sub(u32::try_from(self.said.len()).unwrap_or(u32::MAX))
     }
 
+    /// Whether the prompt is only to be read.
+    pub(crate) fn is_none_wanted(&self) -> bool {
+        self.max_tokens == 0
+    }
+
     pub(crate) fn usage(&self) -> Usage {
         self.usage
     }

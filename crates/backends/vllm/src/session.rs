@@ -197,6 +197,12 @@ impl Session {
                 return Err((Error::new(ErrorKind::Remote, message).with_backend(crate::NAME), None));
             };
             let mut chunk = chunk.map_err(|error| (error, None))?;
+            if self.reply.is_none_wanted() {
+                chunk.ids.clear();
+                chunk.logprobs.clear();
+                chunk.text.clear();
+                chunk.finish = chunk.finish.map(|_| Finish::Length);
+            }
             let next = self.next_phase(&mut chunk, phase);
             if let Some(Phase::Answer) = next.filter(|_| matches!(phase, Phase::LineEnds(_)) && chunk.ids.is_empty()) {
                 // What came was no line end: it was only looked at.
@@ -205,7 +211,7 @@ impl Session {
             if next.is_some() && self.reply.room() as usize <= chunk.ids.len() {
                 chunk.finish = Some(Finish::Length);
             }
-            self.check_clamp(&chunk, call.max_tokens);
+            self.check_clamp(&chunk);
             let now = Instant::now();
             let heard = self.reply.hear(chunk, now);
             let ended = heard.ended;
@@ -285,7 +291,8 @@ impl Session {
             stop_tokens,
             min_tokens: wish.min_tokens.saturating_sub(said),
             ignore_end: wish.ignore_end,
-            max_tokens: if matches!(phase, Phase::LineEnds(_)) { 1 } else { self.reply.room() },
+            // vLLM reads no prompt to which it may say nothing.
+            max_tokens: if matches!(phase, Phase::LineEnds(_)) { 1 } else { self.reply.room().max(1) },
             logprobs: wish.logprobs,
             prompt_logprobs: wish.prompt_logprobs.filter(|_| said == 0),
             structure,
@@ -340,9 +347,9 @@ impl Session {
 
     /// vLLM cuts `max_tokens` in silence where the context ends. It is bounded here before, so this is a server whose
     /// context is shorter than it says.
-    fn check_clamp(&self, chunk: &Chunk, asked: u32) {
+    fn check_clamp(&self, chunk: &Chunk) {
         if chunk.finish == Some(Finish::Length) {
-            let came = self.reply.said().len() + chunk.ids.len();
+            let (came, asked) = (chunk.ids.len(), self.reply.room());
             if came < asked as usize {
                 tracing::warn!(asked, came, "the server ended the reply before `max_tokens`: its context is full");
             }

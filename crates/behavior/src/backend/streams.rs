@@ -63,8 +63,10 @@ fn usage(fixture: &BackendFixture) -> Outcome {
 
 fn max_tokens(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
-    for most in [1, 2, 5] {
+    // With none the prompt is read all the same.
+    for most in [0, 1, 2, 5] {
         let reply = client.ask(request(text(&fixture.engine.prompt(7, 3)), most))?;
+        ensure!(reply.usage.prompt_tokens == 7, "a prompt of 7 tokens is counted as {}", reply.usage.prompt_tokens);
         let got = reply.all().len();
         ensure!(got <= most as usize, "{got} tokens, and {most} are the most");
         let ended = matches!(reply.reason, FinishReason::EndToken(_));

@@ -23,6 +23,8 @@ pub mod lora;
 pub mod native;
 pub mod overflow;
 pub mod scheduled;
+#[cfg(feature = "vllm")]
+pub mod vllm;
 
 /// What this build must show.
 pub fn profile() -> Result<Profile, String> {

@@ -4,8 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consort_core::{ErrorKind, ErrorStatus, SpecialTokens};
-use futures_util::stream;
+use consort_core::{
+    ErrorKind, ErrorStatus, Event, GenerateRequest, ModelBackend as _, Prompt, PromptPart, SpecialTokens, Structure,
+};
+use consort_prompt::FrontEnd;
+use consort_text::Tokenizer;
+use futures_util::{StreamExt as _, stream};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -15,6 +19,7 @@ use tonic::transport::{Identity, ServerTlsConfig};
 use super::super::GrpcTransport;
 use super::server::{Server, faithful};
 use super::{all, call, config};
+use crate::VllmRemoteBackend;
 use crate::call::CallPrompt;
 use crate::config::{AdapterShare, ApiKey, Endpoint, VllmConfig};
 use crate::facts::Verdict;
@@ -232,6 +237,46 @@ async fn probing_finds_what_the_server_does() {
     assert!(!server.transport(&careful).probe().await.unwrap().abilities.prompt_logprobs);
     // Every request of the trials says which model it means.
     assert!(server.seen().iter().all(|request| request.model == "base"));
+}
+
+#[tokio::test]
+async fn a_form_that_is_none_is_refused_before_it_is_sent() {
+    let (server, _aborted) = Server::new(|_| ());
+    let url: Endpoint = format!("grpc://{}", listen(&server, None).await).parse().unwrap();
+    let json = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../models/etude/tokenizer.json");
+    let tokenizer = Tokenizer::from_json(&std::fs::read(json).unwrap(), None).unwrap();
+    let front_end = FrontEnd { tokenizer: Some(tokenizer), ..FrontEnd::default() };
+    let config = VllmConfig { front_end, ..VllmConfig::new(vec![url]) };
+    let connected = tokio::task::spawn_blocking(move || VllmRemoteBackend::connect(config)).await.unwrap();
+    let backend = connected.unwrap();
+    let before = server.seen().len();
+    let asked = |structure| GenerateRequest {
+        structure: Some(structure),
+        max_tokens: Some(8),
+        ..GenerateRequest::new(Prompt::Parts(vec![PromptPart::Tokens(vec![1, 2, 3])]))
+    };
+    for (kind, structure) in [
+        ("regex", Structure::Regex("[0-9".into())),
+        ("lark", Structure::Lark("start: missing".into())),
+        ("choice", Structure::Choice(Vec::new())),
+        ("json_schema", Structure::json_schema(serde_json::json!({ "type": "colour" }))),
+    ] {
+        let error = backend.generate(asked(structure)).err().unwrap();
+        assert_eq!((error.kind(), error.backend()), (ErrorKind::InvalidGrammar, crate::NAME), "{error:?}");
+        assert!(error.context().any(|pair| pair == ("structure", kind)), "{error}");
+    }
+    assert_eq!(server.seen().len(), before, "nothing of them was sent");
+    assert_eq!((backend.metrics().requests, backend.metrics().refused), (0, 0));
+    let mut stream = backend.generate(asked(Structure::Regex("[0-9]{3}".into()))).unwrap();
+    let mut ids = Vec::new();
+    while let Some(event) = stream.next().await {
+        if let Event::Tokens { ids: new, .. } = event.unwrap() {
+            ids.extend(new);
+        }
+    }
+    assert_eq!((ids, server.seen().len()), (vec![20, 21, 22], before + 1));
+    // Its runtime may not be waited for here.
+    tokio::task::spawn_blocking(move || drop(backend)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
