@@ -7,15 +7,13 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use consort_core::{
-    AdapterFiles, AdapterInfo, AdapterStatus, BoxFuture, Capability, ChatMessage, ContentPart, DeviceEvidence,
-    EndTokens, Error, ErrorKind, Event, EventStream, GenerateRequest, MemoryReport, Metrics, ModelBackend, ModelInfo,
-    PrefixReuse, Priority, Prompt, PromptPart, Residency, Result, Sampling, SpecialTokens, StructureScope, Thinking,
-    TokenId,
+    AdapterFiles, AdapterInfo, AdapterStatus, BoxFuture, Capability, DeviceEvidence, EndTokens, Error, ErrorKind,
+    Event, EventStream, GenerateRequest, MemoryReport, Metrics, ModelBackend, ModelInfo, PrefixReuse, Priority,
+    Residency, Result, Sampling, SpecialTokens, StructureScope, TokenId,
 };
 use consort_grammar::Compiler;
 use consort_prompt::Prompter;
 use futures_core::Stream;
-use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -23,10 +21,11 @@ use crate::adapters::Adapters;
 use crate::books::Books;
 use crate::call::CallPrompt;
 use crate::config::VllmConfig;
+use crate::outgoing::Outgoing;
 use crate::replica::{Replica, ReplicaStatus};
 use crate::reply::Reply;
 use crate::session::{AHEAD, Crossing, GRACE, Reasoning, Session, Wish};
-use crate::{evidence, http, picture};
+use crate::{evidence, http};
 
 /// A vLLM server, or several with the same model, as a backend.
 pub struct VllmRemoteBackend {
@@ -64,13 +63,6 @@ impl Drop for VllmRemoteBackend {
     }
 }
 
-/// A prompt as it crosses.
-struct Outgoing {
-    prompt: CallPrompt,
-    /// How many tokens it has, where that is known here.
-    tokens: Option<usize>,
-}
-
 impl VllmRemoteBackend {
     /// How each server is.
     #[must_use]
@@ -84,7 +76,7 @@ impl VllmRemoteBackend {
     }
 
     /// Asks whichever server answers, on this thread's time.
-    fn ask<T: Send + 'static>(&self, patience: Duration, question: impl Question<T>) -> Result<T> {
+    pub(crate) fn ask<T: Send + 'static>(&self, patience: Duration, question: impl Question<T>) -> Result<T> {
         let (index, visit) = self.crossing.replicas.choose(&[0; 32], &[], Instant::now())?;
         let _ = index;
         let (answer, answered) = std::sync::mpsc::sync_channel(1);
@@ -96,101 +88,6 @@ impl VllmRemoteBackend {
         answered
             .recv_timeout(patience + GRACE)
             .map_err(|_| Error::new(ErrorKind::Remote, "the server did not answer in time").with_backend(crate::NAME))?
-    }
-
-    fn out(&self, prompt: Prompt) -> Result<Outgoing> {
-        match prompt {
-            Prompt::Parts(parts) => self.out_parts(&parts),
-            Prompt::Chat(chat) if self.prompter.can_write() && self.tokens_admit(&chat.messages) => {
-                let written = self.prompter.write(&chat, |tokens| self.check_length(tokens))?;
-                self.out_parts(&written.parts)
-            }
-            Prompt::Chat(chat) => {
-                let thinking = match chat.thinking {
-                    Thinking::TemplateDefault => None,
-                    Thinking::On => Some(true),
-                    Thinking::Off => Some(false),
-                };
-                let messages = chat.messages.iter().map(message).collect::<Result<Vec<_>>>()?;
-                let has_pictures = chat.messages.iter().any(|message| message.images().next().is_some());
-                let prompt = CallPrompt::Chat { messages: messages.into(), tools: chat.tools, thinking };
-                let facts = self.crossing.replicas.all.iter().find_map(|replica| replica.facts());
-                let abilities = facts.map(|facts| facts.abilities).unwrap_or_default();
-                if has_pictures || !abilities.tokenize || !(abilities.completions || abilities.tokens_in_and_out) {
-                    return Ok(Outgoing { prompt, tokens: None });
-                }
-                // Tokens are better: log probabilities and stop tokens are by id, and a reply can be continued.
-                let ids = self.ask(self.config.timeouts.control, Write(prompt))?;
-                let tokens = Some(ids.len());
-                self.check_length(ids.len())?;
-                Ok(Outgoing { prompt: CallPrompt::Tokens { ids, pictures: Vec::new() }, tokens })
-            }
-        }
-    }
-
-    /// Whether a conversation can go as tokens: pictures beside them need a way of their own.
-    fn tokens_admit(&self, messages: &[ChatMessage]) -> bool {
-        let has_pictures = messages.iter().any(|message| message.images().next().is_some());
-        let beside = |replica: &Arc<Replica>| replica.facts().is_none_or(|facts| facts.abilities.pictures_with_tokens);
-        !has_pictures || self.crossing.replicas.all.iter().all(beside)
-    }
-
-    fn out_parts(&self, parts: &[PromptPart]) -> Result<Outgoing> {
-        let invalid = |message: &str| Error::new(ErrorKind::InvalidRequest, message).with_context("field", "prompt");
-        let (mut ids, mut pictures, mut count) = (Vec::new(), Vec::new(), 0usize);
-        for part in parts {
-            match part {
-                PromptPart::Tokens(tokens) => {
-                    for &token in tokens {
-                        if Some(token) == self.info.image_token {
-                            return Err(invalid("the image token stands for an image, which is a part of its own")
-                                .with_context("token", token.to_string()));
-                        }
-                        if self.info.vocab_size > 0 && token as usize >= self.info.vocab_size {
-                            return Err(
-                                invalid("a token is beyond the vocabulary").with_context("token", token.to_string())
-                            );
-                        }
-                    }
-                    ids.extend_from_slice(tokens);
-                    count = count.saturating_add(tokens.len());
-                }
-                PromptPart::Image(source) => {
-                    Capability::require(self.capability.image_input, crate::NAME, "image input")?;
-                    let token = self.info.image_token.ok_or_else(|| {
-                        Error::unsupported(crate::NAME, "pictures beside tokens without the model's tokenizer")
-                    })?;
-                    ids.push(token);
-                    pictures.push(picture::of_source(&**source)?);
-                    count = count.saturating_add(source.grid().tokens());
-                    self.check_length(count)?;
-                }
-            }
-        }
-        if count == 0 {
-            return Err(invalid("the prompt is empty"));
-        }
-        self.check_length(count)?;
-        if count < self.config.min_prompt_tokens {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "so short a prompt ends the engine of some versions of vLLM; set `min_prompt_tokens` to 1 where it does not",
-            )
-            .with_backend(crate::NAME)
-            .with_operation("generate")
-            .with_context("prompt_tokens", count.to_string()));
-        }
-        Ok(Outgoing { prompt: CallPrompt::Tokens { ids, pictures }, tokens: Some(count) })
-    }
-
-    fn check_length(&self, tokens: usize) -> Result<()> {
-        let most = self.capability.max_sequence_tokens;
-        if tokens < most {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::InvalidRequest, "the prompt leaves no room for a reply; shorten it")
-            .with_context("prompt_tokens", tokens.to_string())
-            .with_context("max_sequence_tokens", most.to_string()))
     }
 
     /// How the reasoning ends which the prompt has opened, if it has.
@@ -362,38 +259,6 @@ fn check_sampling(sampling: &Sampling) -> Result<()> {
     Ok(())
 }
 
-/// A message in OpenAI's form.
-fn message(message: &ChatMessage) -> Result<Value> {
-    let part = |part: &ContentPart| -> Result<Value> {
-        Ok(match part {
-            ContentPart::Text(text) => json!({ "type": "text", "text": text }),
-            ContentPart::Image(image) => {
-                let picture = picture::of_input(image)?;
-                json!({ "type": "image_url", "image_url": { "url": http::address(&picture) } })
-            }
-        })
-    };
-    let content = match message.content.as_slice() {
-        [ContentPart::Text(text)] => Value::from(text.as_str()),
-        parts => parts.iter().map(part).collect::<Result<Vec<_>>>()?.into(),
-    };
-    let mut object = json!({ "role": message.role.as_str(), "content": content });
-    if let Some(reasoning) = &message.reasoning {
-        object["reasoning_content"] = reasoning.as_str().into();
-    }
-    if !message.tool_calls.is_empty() {
-        let call = |call: &consort_core::ToolCall| {
-            let arguments = call.arguments.to_string();
-            json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": arguments } })
-        };
-        object["tool_calls"] = message.tool_calls.iter().map(call).collect();
-    }
-    if let Some(id) = &message.tool_call_id {
-        object["tool_call_id"] = id.as_str().into();
-    }
-    Ok(object)
-}
-
 /// The events of a request. Dropping it ends the task, the connection and with it the server's work.
 struct Events {
     receiver: mpsc::Receiver<Result<Event>>,
@@ -538,11 +403,11 @@ impl ModelBackend for VllmRemoteBackend {
 }
 
 /// A question that one server answers.
-trait Question<T> {
+pub(crate) trait Question<T> {
     fn ask(self, replica: Arc<Replica>) -> Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 }
 
-struct Write(CallPrompt);
+pub(crate) struct Write(pub(crate) CallPrompt);
 struct Tokenize(String, SpecialTokens);
 struct Detokenize(Vec<TokenId>);
 

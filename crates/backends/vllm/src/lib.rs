@@ -49,6 +49,7 @@ mod facts;
 mod grpc;
 mod http;
 mod load;
+mod outgoing;
 mod picture;
 mod replica;
 mod reply;

@@ -322,6 +322,21 @@ fn keys_are_demanded_and_never_repeated() {
     }
 }
 
+/// vLLM's gRPC demands no key, but a proxy before it may.
+#[cfg(feature = "grpc")]
+#[test]
+fn a_key_that_is_refused_by_grpc_is_told_and_never_repeated() {
+    let server = server();
+    let keyed =
+        || VllmConfig { api_key: Some(ApiKey::new("a-secret-of-mine").unwrap()), ..config(&[Way::Grpc.url(&server)]) };
+    let backend = VllmRemoteBackend::connect(keyed()).unwrap();
+    assert_whole(&server, &backend, "with a key that nobody demands");
+    server.server().set_script(Script::new().on(When::always(), Fault::Unauthorized));
+    let error = VllmRemoteBackend::connect(keyed()).unwrap_err();
+    assert_eq!((error.kind(), error.status()), (ErrorKind::InvalidConfig, ErrorStatus::Permanent), "{error}");
+    assert!(!format!("{error:?} {backend:?}").contains("secret"), "{error:?}");
+}
+
 fn another_model_is_not_taken_for_it(way: Way) {
     let server = server();
     let url = [way.url(&server)];
@@ -397,6 +412,12 @@ fn what_is_dropped_ends_on_the_server(way: Way) {
     assert_eq!(server.server().cancelled(), before + 1);
     let metrics = backend.metrics();
     assert_eq!((metrics.cancelled, metrics.running), (1, 0));
+    // By gRPC it is aborted by name besides.
+    let began = Instant::now();
+    while way != Way::Http && !server.server().asked().iter().any(|asked| asked.path.ends_with("/Abort")) {
+        assert!(began.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn a_server_that_goes_leaves_its_requests_to_another(way: Way) {
