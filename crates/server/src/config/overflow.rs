@@ -56,7 +56,7 @@ const LONGEST_WAIT: f64 = 86_400.0;
 impl OverflowSettings {
     /// Which key is wrong, and why.
     pub(super) fn check(&self) -> Result<(), (&'static str, &'static str)> {
-        if self.local_wait_seconds.is_some_and(|seconds| !(seconds >= 0.001 && seconds <= LONGEST_WAIT)) {
+        if self.local_wait_seconds.is_some_and(|seconds| !(0.001..=LONGEST_WAIT).contains(&seconds)) {
             return Err(("local_wait_seconds", "must be a millisecond at least, and a day at most"));
         }
         if self.local_memory.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
