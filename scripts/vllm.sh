@@ -3,10 +3,13 @@
 #
 #   scripts/vllm.sh               installs what is missing, starts both servers, runs the suite over HTTP and gRPC, ends them
 #   scripts/vllm.sh test FILTER   the same, of the suite only the cases with FILTER in their names
+#   scripts/vllm.sh record FILTER runs the suite and writes down what is said, for the suite against recordings
+#   scripts/vllm.sh clients       runs tests/clients/run.sh against a `consort serve` whose model the front end in Python serves
+#   scripts/vllm.sh faults        kills the front end in Python with its engine while it replies, and starts it anew
 #   scripts/vllm.sh install       only installs
 #   scripts/vllm.sh serve         installs, starts, prints the endpoints as `export` lines, and stays until it is ended
 #
-# `test` starts nothing when the endpoints are given: CONSORT_VLLM_HTTP, CONSORT_VLLM_RUST_HTTP and CONSORT_VLLM_GRPC, and in
+# None but `faults` starts a server when the endpoints are given: CONSORT_VLLM_HTTP, CONSORT_VLLM_RUST_HTTP and CONSORT_VLLM_GRPC, and in
 # CONSORT_VLLM_ADAPTERS a folder that the servers see under the same path and load adapters from (what `serve` prints).
 #
 # Installed below target/vllm, or below CONSORT_VLLM_HOME: about 2.7 GB, nothing outside. While it installs it takes about 5 GB. The
@@ -75,6 +78,7 @@ PYTHON
 }
 
 pids=()
+ports=()
 adapters=
 # Ends what was started, by its process ids, and waits for it; what does not end in time is killed with its children.
 stop() {
@@ -103,7 +107,7 @@ launch() {
         VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
         "$home/env/bin/vllm" serve "$model" --served-model-name etude --host 127.0.0.1 --dtype bfloat16 --enforce-eager \
         --max-model-len 4096 --max-num-seqs 16 --enable-lora --max-lora-rank 8 --max-loras 8 --enable-scale-out \
-        --enable-prompt-tokens-details "$@" >"$log" 2>&1 &
+        --enable-prompt-tokens-details --structured-outputs-config '{"backend": "xgrammar", "disable_any_whitespace": true}' "$@" >"$log" 2>&1 &
     pids+=($!)
 }
 
@@ -126,9 +130,12 @@ answers() {
     fail "the $1 answered no request within ten minutes: $4"
 }
 
+python_door() {
+    launch "$home/logs/python.log" --port "${ports[0]}"
+}
+
 start() {
     command -v curl >/dev/null || fail "curl is needed to see when the servers answer"
-    local ports
     # Held all at once, so that they differ.
     read -ra ports < <("$home/env/bin/python" -c '
 import socket
@@ -137,7 +144,7 @@ print(*(one.getsockname()[1] for one in held))')
     adapters=$(mktemp -d "$home/adapters.XXXXXX")
     mkdir -p "$home/state" "$home/logs"
     echo "starting both servers (two to four minutes; their logs are in $home/logs)" >&2
-    launch "$home/logs/python.log" --port "${ports[0]}"
+    python_door
     VLLM_USE_RUST_FRONTEND=1 VLLM_RUST_FRONTEND_PATH="$home/rust/vllm/vllm-rs" launch "$home/logs/rust.log" --port "${ports[1]}" --grpc-port "${ports[2]}"
     export CONSORT_VLLM_HTTP=http://127.0.0.1:${ports[0]}
     export CONSORT_VLLM_RUST_HTTP=http://127.0.0.1:${ports[1]}
@@ -154,10 +161,69 @@ endpoints() {
     done
 }
 
+# Of the workspace, what is built: another selection builds nothing twice where more of it is built anyway.
+build=${CONSORT_VLLM_BUILD:--p consort-behavior -p consort-vllm -p consort --features consort-behavior/vllm,consort-vllm/grpc,consort/vllm-grpc}
+
+tests() {
+    # shellcheck disable=SC2086  # Several words.
+    cargo test --locked $build "$@"
+}
+
 suite() {
+    tests --test vllm -- "$@"
+}
+
+# The backend's own tests against a real server, by each front end. A prompt's numbers end the engine when another request shares its
+# batch, so one case at a time.
+live() {
+    local bad=0 adapters=$CONSORT_VLLM_ADAPTERS
+    export CONSORT_VLLM_PROMPT_LOGPROBS=1 CONSORT_VLLM_IMAGE_TOKEN=1272
+    tests --test live -- --test-threads=1 || bad=1
+    # This one loads no adapters.
+    unset CONSORT_VLLM_ADAPTERS
+    export CONSORT_VLLM_HTTP=$CONSORT_VLLM_RUST_HTTP
+    tests --test live -- --test-threads=1 || bad=1
+    export CONSORT_VLLM_ADAPTERS=$adapters
+    tests --lib -- --test-threads=1 grpc::live || bad=1
+    return "$bad"
+}
+
+both() {
+    local bad=0
+    suite "$@" || bad=1
+    [ $# -gt 0 ] || live || bad=1
+    return "$bad"
+}
+
+# awaited FILE PID: whether the file comes before the process ends.
+awaited() {
+    until [ -e "$1" ]; do
+        kill -0 "$2" 2>/dev/null || return
+        sleep 0.05
+    done
+}
+
+faults() {
+    local signals test status=0
+    signals=$(mktemp -d)
+    CONSORT_VLLM_SIGNALS=$signals tests --test live -- --nocapture a_server_that_is_killed &
+    test=$!
+    if awaited "$signals/kill" "$test"; then
+        kill -KILL -- "-${pids[0]}"
+        if awaited "$signals/start" "$test"; then
+            python_door
+        fi
+    fi
+    wait "$test" || status=$?
+    rm -rf "$signals"
+    return "$status"
+}
+
+# Runs what it is given, and adds up what libtest tells.
+counted() {
     local log status=0
     log=$(mktemp)
-    cargo test --locked -p consort-behavior --features vllm --test vllm -- "$@" 2>&1 | tee "$log" || status=$?
+    "$@" 2>&1 | tee "$log" || status=$?
     awk '/^test result:/ { for (i = 2; i <= NF; i++) { if ($i == "passed;") p += $(i - 1); if ($i == "failed;") f += $(i - 1) } }
         END { printf "\nvLLM: %d passed, %d failed\n", p, f; exit p == 0 || f != 0 }' "$log" || status=1
     rm -f "$log"
@@ -181,15 +247,36 @@ serve)
     wait -n "${pids[@]}" || true
     fail "a server ended: $home/logs"
     ;;
-test)
-    if [ -z "${CONSORT_VLLM_HTTP:-}${CONSORT_VLLM_RUST_HTTP:-}${CONSORT_VLLM_GRPC:-}" ]; then
+test | record | clients | faults)
+    if [ "$command" = faults ] || [ -z "${CONSORT_VLLM_HTTP:-}${CONSORT_VLLM_RUST_HTTP:-}${CONSORT_VLLM_GRPC:-}" ]; then
         install
         start
     fi
     endpoints
-    suite "$@"
+    case $command in
+    test)
+        counted both "$@"
+        ;;
+    record)
+        # What an earlier recording left in their caches would be told.
+        for url in "$CONSORT_VLLM_HTTP" "$CONSORT_VLLM_RUST_HTTP"; do
+            curl -sf -o /dev/null -X POST "$url/reset_prefix_cache" || fail "$url does not forget its prefixes"
+        done
+        CONSORT_VLLM_RECORD=1 counted suite "$@"
+        ;;
+    faults)
+        # In this shell, which knows the servers' process ids.
+        faults
+        ;;
+    clients)
+        # shellcheck disable=SC2086  # Several words.
+        [ -n "${CONSORT:-}" ] || cargo build --locked $build --bin consort
+        CONSORT_REMOTE=vllm bash tests/clients/run.sh "${CONSORT:-${CARGO_TARGET_DIR:-target}/debug/consort}" \
+            --vllm "$CONSORT_VLLM_HTTP" --vllm-adapters "$CONSORT_VLLM_ADAPTERS" --model "$model" --adapters "$model/adapters"
+        ;;
+    esac
     ;;
 *)
-    fail "no such command: $command (install, serve, test)"
+    fail "no such command: $command (install, serve, test, record, clients, faults)"
     ;;
 esac

@@ -34,9 +34,10 @@ fn etude() -> Option<Result<Registered, String>> {
 /// A local and a remote side that answer in turns. Left out is what counts what one side has done, kept or refused; the two
 /// others, where one side answers all, run these cases.
 fn in_turns() -> Result<Registered, String> {
-    const OF_ONE_SIDE: [&str; 31] = [
+    const OF_ONE_SIDE: [&str; 32] = [
         "what_it_is",
         "metrics_add_up",
+        "metrics_add_up_whatever_happens",
         "cancelling_frees_the_slot",
         "cancelling_in_the_queue",
         "an_overload_is_refused_at_once",

@@ -116,20 +116,26 @@ impl VllmRemoteBackend {
         *hasher.finalize().as_bytes()
     }
 
-    /// What is computed for this application with these adapters is reused under this salt alone.
-    fn salt(&self, adapter: Option<&str>) -> String {
+    /// What is computed for this application with these adapters is reused under this salt alone. A request that bypasses the cache has
+    /// one to itself: vLLM then reads nothing of it, and leaves there what it computed.
+    fn salt(&self, adapter: Option<&str>, alone: Option<u64>) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.config.namespace.as_bytes());
         hasher.update(&[0]);
         hasher.update(&self.info.digest);
         hasher.update(adapter.unwrap_or_default().as_bytes());
+        if let Some(number) = alone {
+            hasher.update(&[0]);
+            hasher.update(self.prefix.as_bytes());
+            hasher.update(&number.to_le_bytes());
+        }
         hasher.finalize().to_hex().to_string()
     }
 
     fn begin(&self, request: &GenerateRequest) -> Result<EventStream> {
         let arrived = Instant::now();
         request.sampling.validate()?;
-        check_sampling(&request.sampling)?;
+        check_sampling(&request.sampling, self.info.vocab_size)?;
         let most = request.logprobs.max(request.prompt_logprobs);
         if let Some(count) = most.filter(|&count| count > self.config.max_logprobs) {
             return Err(Error::new(
@@ -196,10 +202,12 @@ impl VllmRemoteBackend {
         let structured_answer = request.structure.is_some() && request.structure_scope == StructureScope::Answer;
         let name = adapter.as_ref().map(|bound| bound.name.as_str());
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        // What a cache gives has no logits.
+        let bypass = request.prefix_reuse == PrefixReuse::Bypass || request.prompt_logprobs.is_some();
         let wish = Wish {
             id: format!("{}-{number}", self.prefix),
             affinity: self.affinity(&prompt, name),
-            salt: self.salt(name),
+            salt: self.salt(name, bypass.then_some(number)),
             reasoning: self.open_reasoning(&prompt).filter(|_| structured_answer).cloned(),
             prompt,
             adapter,
@@ -213,8 +221,7 @@ impl VllmRemoteBackend {
             prompt_logprobs: request.prompt_logprobs,
             structure: request.structure.clone(),
             priority: self.takes_priority.then(|| rank(request.priority)),
-            // What a cache gives has no logits.
-            bypass: request.prefix_reuse == PrefixReuse::Bypass || request.prompt_logprobs.is_some(),
+            bypass,
             deadlines: request.deadlines,
         };
         Ok((wish, reply))
@@ -231,8 +238,16 @@ fn rank(priority: Priority) -> i32 {
     }
 }
 
-/// Refuses what vLLM has not. It would say nothing, and do nothing.
-fn check_sampling(sampling: &Sampling) -> Result<()> {
+/// Refuses what vLLM has not, where it would say nothing and do nothing, and what no vocabulary of this size has; 0 is one that is not
+/// known.
+fn check_sampling(sampling: &Sampling, vocab_size: usize) -> Result<()> {
+    let mut tokens = sampling.logit_bias.iter().map(|(token, _)| token);
+    if let Some(token) = tokens.find(|&&token| vocab_size > 0 && token as usize >= vocab_size) {
+        return Err(Error::new(ErrorKind::InvalidRequest, "a token of the logit bias is beyond the vocabulary")
+            .with_backend(crate::NAME)
+            .with_context("field", "logit_bias")
+            .with_context("token", token.to_string()));
+    }
     let strangers = [
         ("dynamic_temperature", sampling.dynamic_temperature.is_some()),
         ("typical_p", sampling.typical_p != 1.0),

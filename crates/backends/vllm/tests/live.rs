@@ -1,13 +1,16 @@
 //! Against a real server, when the environment names one: `CONSORT_VLLM_HTTP`, with `CONSORT_VLLM_ADAPTERS` for the folder
-//! that it shares. `scripts/vllm.sh` starts one and runs these.
+//! that it shares. `scripts/vllm.sh` starts one and runs these. `scripts/vllm.sh faults` kills one and starts it anew.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use consort_core::{
-    AdapterFiles, AdapterUse, ChatMessage, ChatPrompt, ContentPart, Event, FinishReason, GenerateRequest, ImageInput,
-    ModelBackend, PositionLogprobs, Prompt, PromptPart, Role, SpecialTokens, Structure, Thinking, Usage, block_on,
+    AdapterFiles, AdapterUse, ChatMessage, ChatPrompt, ContentPart, EndTokens, ErrorKind, ErrorStatus, Event,
+    FinishReason, GenerateRequest, ImageInput, ModelBackend, PositionLogprobs, Prompt, PromptPart, Role, SpecialTokens,
+    StopRules, Structure, Thinking, Usage, block_on,
 };
 use consort_prompt::FrontEnd;
 use consort_text::{ChatTemplate, Tokenizer};
@@ -181,4 +184,83 @@ fn without_the_models_files_the_server_tokenizes_and_writes() {
     assert_eq!(ask(&backend, chat("What colour is the circle?", true)).text, "The circle is red.");
     let reply = ask(&backend, chat("Hello!", false));
     assert!(reply.text.starts_with("Hello"), "{}", reply.text);
+}
+
+/// A reply that goes on for long.
+fn endless() -> GenerateRequest {
+    let stop = StopRules { end_tokens: EndTokens::Ignore, ..StopRules::default() };
+    GenerateRequest { stop, max_tokens: Some(3000), ..chat("Tell me a story about a fox.", false) }
+}
+
+fn until(what: &str, patience: Duration, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < patience, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// How many requests the server says that it works at.
+fn at_work() -> f64 {
+    let endpoint = std::env::var("CONSORT_VLLM_HTTP").unwrap();
+    let place = endpoint.trim_start_matches("http://");
+    let mut stream = std::net::TcpStream::connect(place).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nhost: {place}\r\nconnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let counts = text.lines().filter(|line| {
+        line.starts_with("vllm:num_requests_running{") || line.starts_with("vllm:num_requests_waiting{")
+    });
+    let counts: Vec<f64> = counts.map(|line| line.rsplit(' ').next().unwrap().trim().parse().unwrap()).collect();
+    assert!(!counts.is_empty(), "{text}");
+    counts.iter().sum()
+}
+
+#[test]
+fn a_reply_that_is_left_leaves_the_server() {
+    let Some(backend) = connect() else { return };
+    let patience = Duration::from_secs(60);
+    until("nothing else runs", patience, || at_work() == 0.0);
+    let mut events = backend.generate(endless()).unwrap().blocking();
+    while !matches!(events.next().unwrap().unwrap(), Event::Tokens { .. }) {}
+    until("the server works", patience, || at_work() == 1.0);
+    drop(events);
+    let began = Instant::now();
+    until("the server has stopped", patience, || at_work() == 0.0);
+    eprintln!("the server's sequence was gone {:?} after the stream", began.elapsed());
+    assert_eq!((backend.metrics().cancelled, backend.metrics().running), (1, 0));
+}
+
+/// `CONSORT_VLLM_SIGNALS` names a folder: who watches it kills the server when `kill` is written there, and starts it anew when
+/// `start` is.
+#[test]
+fn a_server_that_is_killed_and_started_anew_is_found_again() {
+    let Ok(signals) = std::env::var("CONSORT_VLLM_SIGNALS").map(PathBuf::from) else {
+        eprintln!("CONSORT_VLLM_SIGNALS is not set: one case was not run");
+        return;
+    };
+    let Some(backend) = connect() else { return };
+    block_on(backend.load_adapter("pirate", AdapterFiles::Directory(etude().join("adapters/pirate")))).unwrap();
+    let as_pirate =
+        |request| GenerateRequest { adapters: vec![AdapterUse { id: "pirate".into(), scale: 1.0 }], ..request };
+    let streams = [backend.generate(endless()).unwrap(), backend.generate(as_pirate(endless())).unwrap()];
+    let mut streams = streams.map(consort_core::EventStream::blocking);
+    for stream in &mut streams {
+        while !matches!(stream.next().unwrap().unwrap(), Event::Tokens { .. }) {}
+    }
+    std::fs::write(signals.join("kill"), "").unwrap();
+    let killed = Instant::now();
+    for stream in streams {
+        let error = stream.last().unwrap().unwrap_err();
+        assert_eq!((error.kind(), error.status()), (ErrorKind::Remote, ErrorStatus::Temporary), "{error}");
+        eprintln!("after {:?}: {error}", killed.elapsed());
+    }
+    assert!(killed.elapsed() < Duration::from_secs(180));
+    assert!(backend.replicas()[0].down.is_some());
+    std::fs::write(signals.join("start"), "").unwrap();
+    until("the server is there again", Duration::from_secs(900), || backend.replicas()[0].down.is_none());
+    eprintln!("found again {:?} after it was killed", killed.elapsed());
+    let question = || chat("What colour is the circle?", true);
+    assert_eq!(ask(&backend, question()).text, "The circle is red.");
+    assert_eq!(ask(&backend, as_pirate(question())).text, "Arr, the circle is red, matey.");
 }

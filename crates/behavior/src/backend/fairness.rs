@@ -16,7 +16,7 @@ pub(super) fn add(list: &mut List) {
     list.add("a_deadline_that_passes_in_the_middle_of_a_reply", &[], in_the_middle);
     list.add("a_deadline_that_is_far_away_changes_nothing", &[], far_away);
     list.add("the_higher_priority_leaves_the_queue_first", &[Need::Queue, Need::Counters], priority_order);
-    list.add("metrics_add_up", &[], metrics);
+    list.add("metrics_add_up_whatever_happens", &[], metrics);
 }
 
 /// What remains of a stream that must end with an error of this kind: how many tokens came before.

@@ -1,8 +1,8 @@
 //! What a stream says, in which order, and how it ends.
 
 use consort_core::{
-    AdapterUse, Capability, EmbedRequest, ErrorKind, Event, FinishReason, GenerateRequest, PlacementRule, Pooling,
-    Prompt, PromptPart, SpecialTokens, StopRules, block_on,
+    AdapterMode, AdapterUse, Capability, EmbedRequest, ErrorKind, Event, FinishReason, GenerateRequest, PlacementRule,
+    Pooling, Prompt, PromptPart, SpecialTokens, StopRules, block_on,
 };
 
 use super::client::{Client, collect, engines_own, log_softmax, refusal, request, text};
@@ -283,7 +283,7 @@ fn undeclared(fixture: &BackendFixture) -> Outcome {
         let result = block_on(client.backend.embed(asked));
         ensure!(result.is_err_and(|error| error.kind() == unsupported), "embeddings must be unsupported");
     }
-    if capability.adapter_mode == consort_core::AdapterMode::None {
+    if capability.adapter_mode == AdapterMode::None {
         let with =
             GenerateRequest { adapters: vec![AdapterUse { id: "x".into(), scale: 1.0 }], ..request(prompt(), 1) };
         match client.backend.generate(with) {
@@ -360,7 +360,9 @@ const EXACT: f32 = 0.01;
 fn golden(fixture: &BackendFixture) -> Outcome {
     let client = Client::new(fixture)?;
     let golden = fixture.engine.golden.clone().ok_or("no goldens")?;
-    for adapter in fixture.engine.adapters.iter().chain(&fixture.engine.activated_adapters) {
+    let has_adapters = fixture.capability.adapter_mode != AdapterMode::None;
+    let adapters = fixture.engine.adapters.iter().chain(&fixture.engine.activated_adapters);
+    for adapter in adapters.filter(|_| has_adapters) {
         client.load_files(&adapter.name, &adapter.files)?;
     }
     let (mut checked, mut exact) = (0, 0);
@@ -368,7 +370,9 @@ fn golden(fixture: &BackendFixture) -> Outcome {
         let Some(continuation) = &case.greedy else { continue };
         let offers = |nature: &super::BackendNature| {
             let scaled = case.adapters.iter().any(|adapter| adapter.scale != 1.0);
-            (nature.stacks_adapters || case.adapters.len() < 2) && (nature.scales_adapters || !scaled)
+            (has_adapters || case.adapters.is_empty())
+                && (nature.stacks_adapters || case.adapters.len() < 2)
+                && (nature.scales_adapters || !scaled)
         };
         if !offers(&fixture.nature) || case.tokens.len() < fixture.nature.shortest_prompt {
             continue;

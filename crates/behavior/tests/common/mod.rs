@@ -22,6 +22,8 @@ pub mod llamacpp;
 pub mod lora;
 pub mod native;
 pub mod overflow;
+#[cfg(feature = "vllm")]
+pub mod recorded;
 pub mod scheduled;
 #[cfg(feature = "vllm")]
 pub mod vllm;

@@ -82,7 +82,6 @@ fn ids_wanted(body: &mut Map<String, Value>) {
     body.insert("return_token_ids".into(), true.into());
     body.insert("return_tokens_as_token_ids".into(), true.into());
     body.insert("skip_special_tokens".into(), true.into());
-    body.insert("spaces_between_special_tokens".into(), false.into());
 }
 
 fn common(call: &Call, mut body: Map<String, Value>) -> Value {
