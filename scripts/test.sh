@@ -33,7 +33,7 @@ tell_of_disk() {
     local target=${CARGO_TARGET_DIR:-target} free
     mkdir -p "$target"
     free=$(df -Pk "$target" | awk 'NR == 2 { print int($4 / 1024) }')
-    echo "disk: $free MiB free for $target, of which a build from nothing takes about DISK_NEED"
+    echo "disk: $free MiB free for $target, of which a build from nothing takes about 8 GB"
     if [ "$free" -lt 1024 ]; then
         echo "disk: THIS IS TOO LITTLE; make room, or name another place by CARGO_TARGET_DIR"
     fi
