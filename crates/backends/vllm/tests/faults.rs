@@ -500,7 +500,10 @@ fn nobody_there_is_an_error_in_time(way: Way) {
 
 fn an_event_that_never_ends_is_not_kept(way: Way) {
     let server = server();
-    let backend = connect(way, &server);
+    // It is ended for its length, also where that takes a while to come.
+    let mut patient = config(&[way.url(&server)]);
+    patient.timeouts.token = Duration::from_secs(60);
+    let backend = VllmRemoteBackend::connect(patient).unwrap();
     server.server().set_script(always(way, Fault::Gigantic { after: 2, bytes: 1 << 40 }));
     let (_, end) = read(&backend, drawn(12));
     let error = end.unwrap_err();

@@ -20,8 +20,9 @@ use super::wire::Answer;
 use crate::call::{Call, Chunk, ChunkStream};
 use crate::config::Timeouts;
 
-/// The longest event that is read. A token with a thousand log probabilities takes a tenth of a megabyte.
-const LONGEST_EVENT: usize = 16 << 20;
+/// The longest event that is read, as by gRPC. A token with a thousand log probabilities takes a tenth of a megabyte. What has
+/// come of an event is looked through again with each part of it, so a long one costs more than its length.
+const LONGEST_EVENT: usize = 4 << 20;
 /// How long the numbers of a reply are waited for when the reply itself is over.
 const AFTERWORD: Duration = Duration::from_millis(500);
 
