@@ -1,6 +1,6 @@
 //! What a path of ours costs over a bare HTTP client, on the same server, in one run.
 //!
-//! The bare client ([`bare`]) sends a request whose JSON is written already and splits the answer at its blank lines: no
+//! The bare client sends a request whose JSON is written already and splits the answer at its blank lines: no
 //! client does less. A path of ours is a [`ModelBackend`] that asks the same server for the same. They take turns, round by
 //! round, so what disturbs a round disturbs them both; what is told is the difference of each round, its median and its range.
 //!
