@@ -26,11 +26,11 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// By how much the token at this place leads `token` in log probability. Where `token` is not among the most probable ones that were
-    /// asked for, at least by what the last of these is behind.
+    /// By how much the token at this place leads `token` in log probability, where both are told: infinite where `token` is
+    /// not among the most probable ones that were asked for.
     fn leads(&self, at: usize, token: TokenId) -> Option<f32> {
         let entry = self.logprobs.get(at)?;
-        let other = entry.top.iter().find(|top| top.token == token).or(entry.top.last());
+        let other = entry.top.iter().find(|top| top.token == token);
         Some(other.map_or(f32::INFINITY, |other| (entry.chosen.logprob - other.logprob).abs()))
     }
 

@@ -8,10 +8,9 @@
 //! use std::sync::Arc;
 //!
 //! use consort_bench::overhead::{OverheadConfig, Path, Place, Session, measure};
-//! # fn backend() -> Arc<dyn consort_core::ModelBackend> { unimplemented!() }
 //!
-//! # fn main() -> consort_core::Result<()> {
-//! let path = Path { name: "HTTP".into(), backend: backend() };
+//! # fn compare(backend: Arc<dyn consort_core::ModelBackend>) -> consort_core::Result<()> {
+//! let path = Path { name: "HTTP".into(), backend };
 //! let place = Place::find("at once", "http://127.0.0.1:8000", vec![path])?;
 //! let config = OverheadConfig::default();
 //! let session = Session { title: "overhead".into(), command: "…".into() };
