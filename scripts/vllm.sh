@@ -80,6 +80,8 @@ PYTHON
 pids=()
 ports=()
 adapters=
+# For adapters, the last of them taken by one that changes nothing.
+slots=9
 # Ends what was started, by its process ids, and waits for it; what does not end in time is killed with its children.
 stop() {
     local pid
@@ -106,7 +108,7 @@ launch() {
         VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 VLLM_RUNTIME_LORA_ALLOWED_PATH_PREFIXES="$adapters" \
         VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
         "$home/env/bin/vllm" serve "$model" --served-model-name etude --host 127.0.0.1 --dtype bfloat16 --enforce-eager \
-        --max-model-len 4096 --max-num-seqs 16 --enable-lora --max-lora-rank 8 --max-loras 8 --enable-scale-out \
+        --max-model-len 4096 --max-num-seqs 16 --enable-lora --max-lora-rank 8 --max-loras "$slots" --enable-scale-out \
         --enable-prompt-tokens-details --structured-outputs-config '{"backend": "xgrammar", "disable_any_whitespace": true}' "$@" >"$log" 2>&1 &
     pids+=($!)
 }
@@ -134,6 +136,19 @@ python_door() {
     launch "$home/logs/python.log" --port "${ports[0]}"
 }
 
+# Fills every slot for adapters with one that changes nothing, and keeps the last one's there: tests/vllm/idle_adapter.py tells why.
+# The others' make room for what is loaded later. Slots are given in order, and adapters counted from 1.
+fill_slots() {
+    local folder=$adapters/idle at json='content-type: application/json'
+    [ -d "$folder" ] || "$home/env/bin/python" tests/vllm/idle_adapter.py "$model/adapters/pirate" "$folder"
+    for at in $(seq "$slots"); do
+        curl -sf -m 60 -o /dev/null -H "$json" -d "{\"lora_name\":\"idle-$at\",\"lora_path\":\"$folder\"}" "$1/v1/load_lora_adapter" ||
+            fail "the front end in Python loads no adapters: $home/logs/python.log"
+    done
+    curl -sf -m 60 -H "$json" -d "{\"method\":\"pin_lora\",\"args\":[$slots]}" "$1/collective_rpc" | grep -qi true ||
+        fail "the adapter in the last slot cannot be kept there: $home/logs/python.log"
+}
+
 start() {
     command -v curl >/dev/null || fail "curl is needed to see when the servers answer"
     # Held all at once, so that they differ.
@@ -151,6 +166,7 @@ print(*(one.getsockname()[1] for one in held))')
     export CONSORT_VLLM_GRPC=grpc://127.0.0.1:${ports[2]}
     export CONSORT_VLLM_ADAPTERS=$adapters
     answers "front end in Python" "$CONSORT_VLLM_HTTP" "${pids[0]}" "$home/logs/python.log"
+    fill_slots "$CONSORT_VLLM_HTTP"
     answers "front end in Rust" "$CONSORT_VLLM_RUST_HTTP" "${pids[1]}" "$home/logs/rust.log"
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use consort_core::{
@@ -126,7 +127,7 @@ pub(crate) struct Adapters {
     /// Several backends use one folder and one server: their names differ.
     prefix: Arc<str>,
     table: RwLock<BTreeMap<String, (Arc<Adapter>, Residency)>>,
-    generations: std::sync::atomic::AtomicU64,
+    generations: AtomicU64,
     sweeper: tokio::sync::mpsc::UnboundedSender<Vec<(String, PathBuf)>>,
 }
 
@@ -180,7 +181,7 @@ impl Adapters {
         if peft.invocation_tokens().is_some() {
             return Err(refuse("vLLM has no activated adapters; it would apply this one to every token"));
         }
-        let generation = self.generations.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+        let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         let info = AdapterInfo {
             key: AdapterKey { id: id.into(), generation },
             rank: peft.max_rank(),
@@ -285,7 +286,10 @@ pub(crate) fn check(share: &AdapterShare) -> Result<()> {
             .with_source(source)
     };
     std::fs::create_dir_all(&share.local).map_err(|source| at(&share.local, source))?;
-    let probe = share.local.join(format!(".consort-{}", std::process::id()));
+    // Other backends, of this process too, may have the same folder.
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let probe = share.local.join(format!(".consort-{}-{count}", std::process::id()));
     std::fs::write(&probe, b"").map_err(|source| at(&probe, source))?;
     std::fs::remove_file(&probe).map_err(|source| at(&probe, source))
 }

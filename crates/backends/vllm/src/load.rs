@@ -63,7 +63,10 @@ impl VllmRemoteBackend {
         let prompter = Prompter::new(config.front_end.clone(), crate::NAME, info.image_token);
         let prefix = config.instance.clone().unwrap_or_else(prefix);
         let adapters = Adapters::new(config.adapters.clone(), &prefix, Arc::clone(&replicas), runtime.handle());
-        runtime.spawn(watch(Arc::downgrade(&replicas), config.health_interval));
+        // Each by itself: one that hangs holds up nobody else's.
+        for index in 0..replicas.all.len() {
+            runtime.spawn(watch(Arc::downgrade(&replicas), index, config.health_interval));
+        }
         let crossing = Crossing {
             replicas,
             retries: config.retries,
@@ -174,25 +177,24 @@ async fn meet(replicas: Arc<Replicas>, patience: std::time::Duration) -> Result<
     }
 }
 
-/// Asks after the servers' health for as long as the backend lives.
-async fn watch(replicas: std::sync::Weak<Replicas>, interval: std::time::Duration) {
+/// Asks after a server's health for as long as the backend lives.
+async fn watch(replicas: std::sync::Weak<Replicas>, index: usize, interval: std::time::Duration) {
     loop {
         tokio::time::sleep(interval).await;
         let Some(replicas) = replicas.upgrade() else { return };
-        for replica in &replicas.all {
-            match replica.transport.health().await {
-                Ok(()) => {
-                    if replica.facts().is_none()
-                        && let Ok(facts) = replica.transport.probe().await
-                    {
-                        replica.learn(facts);
-                    }
-                    if replica.facts().is_some() {
-                        replica.works();
-                    }
+        let replica = &replicas.all[index];
+        match replica.transport.health().await {
+            Ok(()) => {
+                if replica.facts().is_none()
+                    && let Ok(facts) = replica.transport.probe().await
+                {
+                    replica.learn(facts);
                 }
-                Err(error) => replica.fails(&error, Instant::now()),
+                if replica.facts().is_some() {
+                    replica.works();
+                }
             }
+            Err(error) => replica.fails(&error, Instant::now()),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use consort_core::{
     AdapterFiles, AdapterUse, Deadlines, Error, ErrorKind, ErrorStatus, Event, FinishReason, GenerateRequest,
-    ModelBackend, Prompt, PromptPart, Sampling, TokenId, block_on,
+    ModelBackend, Prompt, PromptPart, Sampling, StopRules, TokenId, block_on,
 };
 use consort_prompt::FrontEnd;
 use consort_text::Tokenizer;
@@ -41,6 +41,15 @@ impl Way {
             Self::Http => "/inference/v1/generate",
             #[cfg(feature = "grpc")]
             Self::Grpc => "/vllm.Inference/GenerateStream",
+        }
+    }
+
+    /// What asking after a server's health has in its key.
+    fn health(self) -> &'static str {
+        match self {
+            Self::Http => "/health",
+            #[cfg(feature = "grpc")]
+            Self::Grpc => "/vllm.Control/GetServerInfo",
         }
     }
 
@@ -80,6 +89,7 @@ by_every_way! {
     another_model_is_not_taken_for_it,
     silence_ends_with_its_time_limit_and_others_go_on,
     a_paused_server_is_noticed_and_deadlines_hold,
+    a_server_whose_health_hangs_hides_no_other,
     a_slow_reply_meets_the_deadline_of_the_whole,
     what_is_dropped_ends_on_the_server,
     a_server_that_goes_leaves_its_requests_to_another,
@@ -187,6 +197,33 @@ fn an_end_token_is_no_part_of_the_reply(way: Way) {
     let backend = connect(way, &server);
     let (ids, end) = read(&backend, greedy(50));
     assert_eq!((ids, end.unwrap()), (vec![7, 8, 9], FinishReason::EndToken(1268)));
+}
+
+/// The front end in Rust says on `/v1/completions` in an event of its own why a reply ended.
+#[test]
+fn an_end_that_is_told_apart_belongs_to_its_token() {
+    let reply = SyntheticReply::Tokens(vec![7, 8, 9]);
+    let server =
+        Synthetic::start(SyntheticConfig { front_end: Form::Rust, reply, ..SyntheticConfig::default() }).unwrap();
+    let backend = connect(Way::Http, &server);
+    // That front end takes a bias on that way alone.
+    let biased = |tokens, stop| GenerateRequest {
+        sampling: Sampling { logit_bias: vec![(3, 1.0)], ..Sampling::default() },
+        stop: StopRules { tokens: stop, ..StopRules::default() },
+        logprobs: Some(1),
+        ..greedy(tokens)
+    };
+    for (tokens, stop, ids, reason) in [
+        (50, vec![], vec![7, 8, 9], FinishReason::EndToken(1268)),
+        (50, vec![8], vec![7], FinishReason::StopToken(8)),
+        (2, vec![], vec![7, 8], FinishReason::Length),
+    ] {
+        let (said, end) = read(&backend, biased(tokens, stop));
+        assert_eq!((said, end.unwrap()), (ids, reason));
+    }
+    assert_eq!(backend.metrics().generated_tokens, 4 + 2 + 2);
+    let asked = server.server().asked();
+    assert_eq!(asked.iter().filter(|asked| asked.path == "/v1/completions").count(), 3);
 }
 
 fn forms_of_the_stream_change_nothing(way: Way) {
@@ -391,6 +428,27 @@ fn a_paused_server_is_noticed_and_deadlines_hold(way: Way) {
     assert_whole(&server, &backend, "resumed");
 }
 
+fn a_server_whose_health_hangs_hides_no_other(way: Way) {
+    let servers = [server(), server()];
+    let urls: Vec<String> = servers.iter().map(|server| way.url(server)).collect();
+    let patient = Timeouts { control: Duration::from_secs(60), ..config(&urls).timeouts };
+    let backend = VllmRemoteBackend::connect(VllmConfig { timeouts: patient, ..config(&urls) }).unwrap();
+    let asked = way.health();
+    servers[0].server().set_script(Script::new().on(When::containing(asked), Fault::Silence { after: After::Nothing }));
+    let hangs = || servers[0].server().asked().last().is_some_and(|last| last.path.contains(asked));
+    let began = Instant::now();
+    while !hangs() || servers[0].server().counts().in_flight == 0 {
+        assert!(began.elapsed() < Duration::from_secs(10), "its health was not asked");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    servers[1].server().pause();
+    while backend.replicas()[1].down.is_none() {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", backend.replicas());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(backend.replicas()[0].down.is_none(), "its health is not known yet: {:?}", backend.replicas());
+}
+
 fn a_slow_reply_meets_the_deadline_of_the_whole(way: Way) {
     let server = slow_server(Duration::from_millis(50));
     let backend = connect(way, &server);
@@ -425,7 +483,6 @@ fn a_server_that_goes_leaves_its_requests_to_another(way: Way) {
     let urls = [way.url(&one), way.url(&other)];
     let backend = Arc::new(VllmRemoteBackend::connect(config(&urls)).unwrap());
     // The same beginning always asks the same server.
-    let before = [one.server().counts().requests, other.server().counts().requests];
     for _ in 0..6 {
         assert_whole(&one, &backend, "two servers");
     }
@@ -433,7 +490,6 @@ fn a_server_that_goes_leaves_its_requests_to_another(way: Way) {
         server.server().asked().iter().filter(|asked| asked.path.contains(way.generation())).count()
     };
     let home = if generations(&one) > generations(&other) { &one } else { &other };
-    let _ = before;
     let running: Vec<_> = (0..4)
         .map(|_| {
             let backend = Arc::clone(&backend);

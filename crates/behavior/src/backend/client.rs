@@ -127,9 +127,9 @@ impl<'f> Client<'f> {
     }
 }
 
-/// A greedy request for some tokens, with log probabilities: the second best tells how close a choice was.
+/// A greedy request for some tokens, with log probabilities: the next best tell how close a choice was, and there may be several.
 pub(super) fn request(parts: Vec<PromptPart>, max_tokens: u32) -> GenerateRequest {
-    GenerateRequest { max_tokens: Some(max_tokens), logprobs: Some(2), ..GenerateRequest::new(Prompt::Parts(parts)) }
+    GenerateRequest { max_tokens: Some(max_tokens), logprobs: Some(5), ..GenerateRequest::new(Prompt::Parts(parts)) }
 }
 
 pub(super) fn text(tokens: &[TokenId]) -> Vec<PromptPart> {

@@ -289,7 +289,7 @@ impl Scribe {
     }
 
     /// One event of a stream.
-    fn event(&self, spoken: &Spoken) -> String {
+    fn event(&self, spoken: &Spoken, text: &str) -> String {
         let first = spoken.place == 0;
         let logprobs = self.logprobs(std::slice::from_ref(spoken));
         let prompt = if self.tell_prompt && first { list(self.wish.prompt.iter().copied()) } else { "null".into() };
@@ -329,14 +329,14 @@ impl Scribe {
                 format!("{{\"request_id\":\"{id}\",\"choices\":[{{{choice}}}]{prompt}}}")
             }
             (Route::Completions, _) => {
-                let text = quoted(&self.text(spoken));
+                let text = quoted(text);
                 let tokens = if self.with_tokens { format!("[{token}]") } else { "null".into() };
                 format!(
                     "{{\"id\":\"{id}\",\"object\":\"text_completion\",\"created\":0,\"model\":{model},\"choices\":[{{\"index\":0,\"text\":{text},\"logprobs\":{logprobs},\"finish_reason\":{finish},\"stop_reason\":{stop},\"prompt_token_ids\":{prompt},\"token_ids\":{tokens}}}]}}"
                 )
             }
             (Route::Chat, _) => {
-                let text = quoted(&self.text(spoken));
+                let text = quoted(text);
                 let stop = if spoken.finish.is_some() { format!(",\"stop_reason\":{stop}") } else { String::new() };
                 let tokens = if self.with_tokens { format!(",\"token_ids\":[{token}]") } else { String::new() };
                 format!(
@@ -345,6 +345,29 @@ impl Scribe {
             }
         };
         format!("data: {body}\n\n")
+    }
+
+    /// Whether why a reply ended comes after the token that ended it, in an event of its own.
+    fn tells_ends_apart(&self) -> bool {
+        self.rust() && self.route != Route::Generate
+    }
+
+    /// That event.
+    fn ending(&self, spoken: &Spoken) -> String {
+        let (id, model) = (&self.id, &self.model);
+        let finish = spoken.finish.map_or_else(|| "null".into(), |finish| quoted(finish.reason()));
+        let stop = match spoken.finish.map(super::speech::Finish::stop_reason) {
+            Some(stop) if stop != "null" => format!(",\"stop_reason\":{stop}"),
+            _ => String::new(),
+        };
+        let tokens = if self.with_tokens { ",\"token_ids\":[]" } else { "" };
+        let (object, said) = match self.route {
+            Route::Chat => ("chat.completion.chunk", "\"delta\":{}"),
+            Route::Completions | Route::Generate => ("text_completion", "\"text\":\"\""),
+        };
+        format!(
+            "data: {{\"id\":\"{id}\",\"object\":\"{object}\",\"created\":0,\"model\":{model},\"choices\":[{{\"index\":0,{said},\"finish_reason\":{finish}{stop}{tokens}}}]}}\n\n"
+        )
     }
 
     /// What a stream of chat begins with.
@@ -368,6 +391,7 @@ impl Scribe {
         let pace = self.imitation.config.pace;
         let mut speech = speak(&self.imitation, &self.wish);
         let mut opening = self.opening();
+        let mut ending = None;
         let mut replied = 0;
         let rust = self.rust();
         // The usage, then `[DONE]`.
@@ -382,7 +406,17 @@ impl Scribe {
                 if spoken.finish.is_some() {
                     self.imitation.replies.fetch_add(1, Ordering::Relaxed);
                 }
-                return Some(Piece { pause: pace, bytes: self.event(&spoken).into() });
+                let event = match spoken.finish {
+                    Some(_) if self.tells_ends_apart() => {
+                        ending = Some(self.ending(&spoken));
+                        self.event(&Spoken { finish: None, ..spoken }, &self.text(&spoken))
+                    }
+                    _ => self.event(&spoken, &self.text(&spoken)),
+                };
+                return Some(Piece { pause: pace, bytes: event.into() });
+            }
+            if let Some(ending) = ending.take() {
+                return Some(Piece::now(ending));
             }
             closing += 1;
             match closing {

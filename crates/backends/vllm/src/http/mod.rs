@@ -217,36 +217,36 @@ impl HttpTransport {
     async fn begin(&self, call: &Arc<Call>) -> Result<ChunkStream> {
         let route = self.route(call)?;
         let text = if self.has_tokenizer { Text::NotWanted } else { Text::Wanted };
-        let mut call = Arc::clone(call);
-        if call.bypass && route != Route::Generate {
-            // Nobody else has this salt.
-            let salt = format!("{}-{}", call.salt, call.id);
-            Arc::make_mut(&mut call).salt = salt;
-        }
         let body = match &call.prompt {
             CallPrompt::Tokens { ids, pictures } if route == Route::Generate => {
-                body::generate(&call, ids, pictures, text)
+                body::generate(call, ids, pictures, text)
             }
-            CallPrompt::Tokens { ids, .. } => body::completions(&call, ids),
-            CallPrompt::Chat { messages, tools, thinking } => body::chat(&call, messages, tools, *thinking),
+            CallPrompt::Tokens { ids, .. } => body::completions(call, ids),
+            CallPrompt::Chat { messages, tools, thinking } => body::chat(call, messages, tools, *thinking),
         };
         let request = self.post(route.path(), &body).header("x-request-id", &call.id);
         if call.prompt_logprobs.is_some() {
             let tokens = self.timeouts.token.saturating_mul(call.max_tokens);
             let patience = self.timeouts.head.saturating_add(self.timeouts.first_token).saturating_add(tokens);
-            let response = self.send(request, patience, Some(&call)).await?;
+            let response = self.send(request, patience, Some(call)).await?;
             let answer: wire::Answer = self.read(response, patience).await?;
             if let Some(error) = &answer.error {
-                return Err(error::of_event(error, self.about(Some(&call))));
+                return Err(error::of_event(error, self.about(Some(call))));
             }
-            let chunk = answer::chunk(answer, &call)?;
+            let chunk = answer::chunk(answer, call)?;
             if chunk.finish.is_none() {
                 return Err(self.remote("the reply was not finished: it has no finish reason".into()));
             }
             return Ok(Box::pin(streams::once(async move { Ok::<Chunk, Error>(chunk) })));
         }
-        let response = self.send(request, self.timeouts.head, Some(&call)).await?;
-        Ok(stream::chunks(response.bytes_stream(), call, Arc::clone(&self.endpoint), self.timeouts))
+        let response = self.send(request, self.timeouts.head, Some(call)).await?;
+        let answered = stream::Answered {
+            call: Arc::clone(call),
+            endpoint: Arc::clone(&self.endpoint),
+            timeouts: self.timeouts,
+            has_text: route != Route::Generate,
+        };
+        Ok(stream::chunks(response.bytes_stream(), answered))
     }
 
     fn post(&self, path: &str, body: &Value) -> RequestBuilder {

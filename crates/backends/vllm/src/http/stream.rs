@@ -38,43 +38,78 @@ enum Broken {
     Malformed,
 }
 
+/// What is answered, by whom, and how it is waited for.
+pub(super) struct Answered {
+    pub(super) call: Arc<Call>,
+    pub(super) endpoint: Arc<str>,
+    pub(super) timeouts: Timeouts,
+    /// Whether text comes beside the ids, as it does where the routes are `OpenAI`'s.
+    pub(super) has_text: bool,
+}
+
 struct Reading {
     events: Events,
-    call: Arc<Call>,
-    endpoint: Arc<str>,
-    timeouts: Timeouts,
+    of: Answered,
+    /// What came behind a chunk that might have been the last.
+    next: Option<Result<Chunk>>,
     began: bool,
     ended: bool,
 }
 
-/// Chunks of the reply to `call`.
-pub(super) fn chunks(
-    body: impl Stream<Item = reqwest::Result<Bytes>> + Send + 'static,
-    call: Arc<Call>,
-    endpoint: Arc<str>,
-    timeouts: Timeouts,
-) -> ChunkStream {
-    let reading = Reading { events: events(body), call, endpoint, timeouts, began: false, ended: false };
+/// Chunks of the reply.
+pub(super) fn chunks(body: impl Stream<Item = reqwest::Result<Bytes>> + Send + 'static, of: Answered) -> ChunkStream {
+    let reading = Reading { events: events(body), of, next: None, began: false, ended: false };
     Box::pin(stream::unfold(reading, |mut reading| async move {
         if reading.ended {
             return None;
         }
         let next = reading.next().await;
         reading.ended = !matches!(&next, Ok(Chunk { finish: None, .. }));
-        reading.began = true;
         Some((next, reading))
     }))
 }
 
 impl Reading {
-    /// The next chunk. What comes after the one that ends the reply is added to it.
+    /// The next chunk. The token that ends a reply and why it ended are one, as every front end has it but one.
     async fn next(&mut self) -> Result<Chunk> {
-        let patience = if self.began { self.timeouts.token } else { self.timeouts.first_token };
+        if let Some(next) = self.next.take() {
+            return next;
+        }
+        let chunk = self.read().await?;
+        if !self.may_be_the_last(&chunk) {
+            return Ok(chunk);
+        }
+        match self.read().await {
+            Ok(end) if end.finish.is_some() && end.ids.is_empty() => Ok(Chunk {
+                prompt_tokens: end.prompt_tokens.or(chunk.prompt_tokens),
+                cached_tokens: end.cached_tokens.or(chunk.cached_tokens),
+                text: chunk.text + &end.text,
+                finish: end.finish,
+                ..chunk
+            }),
+            next => {
+                self.next = Some(next);
+                Ok(chunk)
+            }
+        }
+    }
+
+    /// vLLM's front end in Rust tells on `OpenAI`'s routes in an event of its own why a reply ended, after that of the token that ended
+    /// it, whose text is not shown.
+    fn may_be_the_last(&self, chunk: &Chunk) -> bool {
+        let shows_nothing = |last| chunk.text.is_empty() || self.of.call.stop_tokens.contains(last);
+        self.of.has_text && chunk.finish.is_none() && chunk.ids.last().is_some_and(shows_nothing)
+    }
+
+    /// The next chunk as it comes. The numbers that come after the one that ends the reply are added to it.
+    async fn read(&mut self) -> Result<Chunk> {
+        let patience = if self.began { self.of.timeouts.token } else { self.of.timeouts.first_token };
         loop {
             let chunk = match tokio::time::timeout(patience, self.event()).await {
                 Ok(answer) => answer?.ok_or_else(|| self.unfinished("it ended without a finish reason"))?,
                 Err(_) => return Err(self.silent(patience)),
             };
+            self.began |= chunk != Chunk::default();
             if let Some(finish) = chunk.finish {
                 let mut last = Chunk { finish: Some(finish), ..chunk };
                 // The numbers come in an event of their own.
@@ -106,11 +141,11 @@ impl Reading {
         if let Some(error) = &answer.error {
             return Err(of_event(error, self.about()));
         }
-        answer::chunk(answer, &self.call).map(Some)
+        answer::chunk(answer, &self.of.call).map(Some)
     }
 
     fn about(&self) -> About<'_> {
-        About { endpoint: &self.endpoint, call: Some(&self.call) }
+        About { endpoint: &self.of.endpoint, call: Some(&self.of.call) }
     }
 
     fn broken(&self, broken: Broken) -> Error {
@@ -119,13 +154,13 @@ impl Reading {
             Broken::TooLong => answer::strange("an event is too long").with_context("bytes", LONGEST_EVENT.to_string()),
             Broken::Malformed => answer::strange("it is no stream of events"),
         }
-        .with_context("endpoint", &*self.endpoint)
+        .with_context("endpoint", &*self.of.endpoint)
     }
 
     fn unfinished(&self, how: &str) -> Error {
         Error::new(ErrorKind::Remote, format!("the reply was not finished: {how}"))
             .with_backend(crate::NAME)
-            .with_context("endpoint", &*self.endpoint)
+            .with_context("endpoint", &*self.of.endpoint)
     }
 
     fn silent(&self, patience: Duration) -> Error {
@@ -135,7 +170,7 @@ impl Reading {
             format!("{what} within {} s; the server may be paused or overloaded", patience.as_secs_f64()),
         )
         .with_backend(crate::NAME)
-        .with_context("endpoint", &*self.endpoint)
+        .with_context("endpoint", &*self.of.endpoint)
     }
 }
 
