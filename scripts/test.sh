@@ -90,7 +90,7 @@ fi
 # A failed assertion of llama.cpp should end its test, and start no debugger.
 export GGML_NO_BACKTRACE=1
 # Every engine that this script can build, and what of the server is not in the default build.
-features=consort/llamacpp,consort/otel,consort/vllm-grpc,consort-behavior/llamacpp
+features=consort/llamacpp,consort/otel,consort/vllm-grpc,consort-behavior/llamacpp,consort-behavior/vllm
 
 tell_of_disk
 stage fmt cargo fmt --all --check

@@ -169,7 +169,10 @@ struct Proxy {
 impl Host for Proxy {
     fn handle(self: Arc<Self>, protocol: Protocol, request: Request<Incoming>, _: Arc<Link>) -> Answering {
         Box::pin(async move {
-            let Ok(asked) = read(protocol, request).await else { return self.failed("the request cannot be read") };
+            let Ok(asked) = read(protocol, request).await else {
+                // Whoever goes before the request has arrived has asked nothing.
+                return bad_gateway("the request did not arrive");
+            };
             let mut tape = Tape::begin(Arc::clone(&self), &asked);
             let from = match protocol {
                 Protocol::Http => &self.config.http_from,
@@ -211,13 +214,17 @@ impl Host for Proxy {
 impl Proxy {
     fn failed(&self, message: &str) -> Response<Body> {
         self.failures.fetch_add(1, Ordering::SeqCst);
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::BAD_GATEWAY;
-        if let Ok(message) = message.try_into() {
-            response.headers_mut().insert(HeaderName::from_static("x-consort-recorder"), message);
-        }
-        response
+        bad_gateway(message)
     }
+}
+
+fn bad_gateway(message: &str) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::BAD_GATEWAY;
+    if let Ok(message) = message.try_into() {
+        response.headers_mut().insert(HeaderName::from_static("x-consort-recorder"), message);
+    }
+    response
 }
 
 /// Sends a request to the vLLM, on a connection of its own.

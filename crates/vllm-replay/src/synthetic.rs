@@ -10,6 +10,7 @@
 
 mod grpc;
 mod http;
+mod scribe;
 mod speech;
 
 use std::collections::BTreeMap;

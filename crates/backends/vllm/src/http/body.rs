@@ -5,6 +5,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use consort_core::{Structure, TokenId};
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::{Map, Value, json};
 
 use crate::call::{Call, CallPrompt, Picture};
@@ -12,8 +13,29 @@ use crate::call::{Call, CallPrompt, Picture};
 /// A bias that forbids: the lowest that vLLM takes (it cuts biases at ±100).
 pub(crate) const FORBIDS: f32 = -100.0;
 
+/// A body: an object.
+#[derive(Debug)]
+pub(super) struct Body<'a> {
+    /// The prompt, where it is token ids, and the field that has it. They are thousands: as values of JSON each would be one of its own.
+    ids: Option<(&'static str, &'a [TokenId])>,
+    fields: Map<String, Value>,
+}
+
+impl Serialize for Body<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.fields.len() + usize::from(self.ids.is_some())))?;
+        if let Some((name, ids)) = self.ids {
+            map.serialize_entry(name, ids)?;
+        }
+        for (name, value) in &self.fields {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
 /// `/inference/v1/generate`: token ids in, token ids out. `text`: the server shows text too.
-pub(super) fn generate(call: &Call, ids: &[TokenId], pictures: &[Picture], text: Text) -> Value {
+pub(super) fn generate<'a>(call: &Call, ids: &'a [TokenId], pictures: &[Picture], text: Text) -> Body<'a> {
     let mut sampling = sampling(call);
     sampling.insert("detokenize".into(), (text == Text::Wanted || !call.stop_strings.is_empty()).into());
     if call.bypass {
@@ -24,7 +46,6 @@ pub(super) fn generate(call: &Call, ids: &[TokenId], pictures: &[Picture], text:
     }
     let mut body = Map::new();
     body.insert("request_id".into(), call.id.as_str().into());
-    body.insert("token_ids".into(), ids.into());
     if !pictures.is_empty() {
         let parts = pictures.iter().map(|picture| json!({ "type": "image_url", "url": address(picture) }));
         body.insert("content_parts".into(), parts.collect());
@@ -36,23 +57,22 @@ pub(super) fn generate(call: &Call, ids: &[TokenId], pictures: &[Picture], text:
         body.insert("return_token_ids".into(), true.into());
     }
     body.insert("sampling_params".into(), Value::Object(sampling));
-    common(call, body)
+    Body { ids: Some(("token_ids", ids)), fields: common(call, body) }
 }
 
 /// `/v1/completions`: token ids in, and out beside the text.
-pub(super) fn completions(call: &Call, ids: &[TokenId]) -> Value {
+pub(super) fn completions<'a>(call: &Call, ids: &'a [TokenId]) -> Body<'a> {
     let mut body = sampling(call);
-    body.insert("prompt".into(), ids.into());
     body.insert("add_special_tokens".into(), false.into());
     if let Some(count) = call.logprobs {
         body.insert("logprobs".into(), count.into());
     }
     ids_wanted(&mut body);
-    common(call, body)
+    Body { ids: Some(("prompt", ids)), fields: common(call, body) }
 }
 
 /// `/v1/chat/completions`: a conversation in, text and token ids out.
-pub(super) fn chat(call: &Call, messages: &Value, tools: &[Value], thinking: Option<bool>) -> Value {
+pub(super) fn chat(call: &Call, messages: &Value, tools: &[Value], thinking: Option<bool>) -> Body<'static> {
     let mut body = sampling(call);
     body.insert("messages".into(), messages.clone());
     if !tools.is_empty() {
@@ -68,7 +88,7 @@ pub(super) fn chat(call: &Call, messages: &Value, tools: &[Value], thinking: Opt
         body.insert("top_logprobs".into(), count.into());
     }
     ids_wanted(&mut body);
-    common(call, body)
+    Body { ids: None, fields: common(call, body) }
 }
 
 /// Whether the server is to show text beside the ids.
@@ -84,7 +104,7 @@ fn ids_wanted(body: &mut Map<String, Value>) {
     body.insert("skip_special_tokens".into(), true.into());
 }
 
-fn common(call: &Call, mut body: Map<String, Value>) -> Value {
+fn common(call: &Call, mut body: Map<String, Value>) -> Map<String, Value> {
     body.insert("model".into(), call.model.as_str().into());
     body.insert("cache_salt".into(), call.salt.as_str().into());
     if let Some(priority) = call.priority {
@@ -96,7 +116,7 @@ fn common(call: &Call, mut body: Map<String, Value>) -> Value {
     if stream {
         body.insert("stream_options".into(), json!({ "include_usage": true }));
     }
-    Value::Object(body)
+    body
 }
 
 fn sampling(call: &Call) -> Map<String, Value> {

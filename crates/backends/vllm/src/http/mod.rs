@@ -13,6 +13,7 @@ use std::time::Duration;
 use consort_core::{BoxFuture, Error, ErrorKind, ErrorStatus, Result, SpecialTokens, TokenId};
 use futures_util::stream as streams;
 use reqwest::{Client, Method, RequestBuilder, Response};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -224,7 +225,7 @@ impl HttpTransport {
             CallPrompt::Tokens { ids, .. } => body::completions(call, ids),
             CallPrompt::Chat { messages, tools, thinking } => body::chat(call, messages, tools, *thinking),
         };
-        let request = self.post(route.path(), &body).header("x-request-id", &call.id);
+        let request = self.post(route.path(), &body)?.header("x-request-id", &call.id);
         if call.prompt_logprobs.is_some() {
             let tokens = self.timeouts.token.saturating_mul(call.max_tokens);
             let patience = self.timeouts.head.saturating_add(self.timeouts.first_token).saturating_add(tokens);
@@ -249,14 +250,17 @@ impl HttpTransport {
         Ok(stream::chunks(response.bytes_stream(), answered))
     }
 
-    fn post(&self, path: &str, body: &Value) -> RequestBuilder {
-        self.request(Method::POST, path)
-            .header(reqwest::header::CONTENT_TYPE, "application/json")
-            .body(body.to_string())
+    /// # Errors
+    /// [`ErrorKind::Unexpected`] for what cannot be written as JSON; nothing that is sent is such.
+    fn post(&self, path: &str, body: &impl Serialize) -> Result<RequestBuilder> {
+        let body = serde_json::to_vec(body).map_err(|source| {
+            Error::new(ErrorKind::Unexpected, "a request cannot be written as JSON").with_source(source)
+        })?;
+        Ok(self.request(Method::POST, path).header(reqwest::header::CONTENT_TYPE, "application/json").body(body))
     }
 
     async fn lora(&self, path: &str, body: Value) -> Result<()> {
-        let request = self.post(path, &body);
+        let request = self.post(path, &body)?;
         self.send(request, self.timeouts.load, None).await.map(drop)
     }
 }
@@ -351,7 +355,7 @@ impl Transport for HttpTransport {
                 .with_operation("tokenize"));
             }
             let body = json!({ "model": self.model, "prompt": text, "add_special_tokens": false });
-            let request = self.post("/tokenize", &without_nulls(body));
+            let request = self.post("/tokenize", &without_nulls(body))?;
             Ok(self.ask::<wire::Tokenized>(request, self.timeouts.control).await?.tokens)
         })
     }
@@ -364,7 +368,7 @@ impl Transport for HttpTransport {
                 "model": self.model, "messages": messages, "add_generation_prompt": true, "chat_template_kwargs": kwargs,
                 "tools": (!tools.is_empty()).then_some(tools),
             });
-            let request = self.post("/tokenize", &without_nulls(body));
+            let request = self.post("/tokenize", &without_nulls(body))?;
             Ok(self.ask::<wire::Tokenized>(request, self.timeouts.control).await?.tokens)
         })
     }
@@ -372,7 +376,7 @@ impl Transport for HttpTransport {
     fn detokenize<'a>(&'a self, tokens: &'a [TokenId]) -> BoxFuture<'a, Result<String>> {
         Box::pin(async move {
             let body = json!({ "model": self.model, "tokens": tokens });
-            let request = self.post("/detokenize", &without_nulls(body));
+            let request = self.post("/detokenize", &without_nulls(body))?;
             Ok(self.ask::<wire::Detokenized>(request, self.timeouts.control).await?.prompt)
         })
     }

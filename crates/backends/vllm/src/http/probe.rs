@@ -42,7 +42,7 @@ pub(super) async fn probe(server: &HttpTransport) -> Result<ServerFacts> {
     findings.insert(2, route("/v1/chat/completions", chat));
     let tokenized =
         server.post("/tokenize", &json!({ "model": model.id, "prompt": "Hi", "add_special_tokens": false }));
-    let tokenized = server.ask::<wire::Tokenized>(tokenized, patience).await;
+    let tokenized = server.ask::<wire::Tokenized>(tokenized?, patience).await;
     abilities.tokenize = tokenized.as_ref().is_ok_and(|tokenized| !tokenized.tokens.is_empty());
     findings.push(Finding {
         name: "tokenize",
@@ -106,7 +106,7 @@ fn base(server: &HttpTransport, models: wire::Models) -> Result<wire::Model> {
 /// Whether the server knows a route: what it says of a request without anything in it.
 async fn has_route(server: &HttpTransport, path: &str) -> Result<bool> {
     let sent =
-        server.send(server.post(path, &Value::Object(serde_json::Map::new())), server.timeouts.control, None).await;
+        server.send(server.post(path, &Value::Object(serde_json::Map::new()))?, server.timeouts.control, None).await;
     match sent {
         Ok(_) => Ok(true),
         Err(error) => match error.kind() {
