@@ -258,6 +258,10 @@ impl Session {
             (None, Some(total)) => (total, Deadline::Total),
             (None, None) => return Ok(future.await),
         };
+        // A timer may go off a millisecond late, in which an answer can come.
+        if at <= Instant::now() {
+            return Err((late(which), Some(which)));
+        }
         tokio::time::timeout_at(at.into(), future).await.map_err(|_| (late(which), Some(which)))
     }
 

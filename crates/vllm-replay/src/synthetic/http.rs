@@ -189,6 +189,7 @@ fn generate(imitation: &Arc<Imitation>, route: Route, body: &Value) -> Answer {
         model: json!(model).to_string(),
         with_tokens: route == Route::Generate || body["return_token_ids"].as_bool().unwrap_or(false),
         tell_prompt: body["return_token_ids"].as_bool().unwrap_or(false),
+        shows_text: body["output_mode"] == "text",
         usage: body["stream_options"]["include_usage"].as_bool().unwrap_or(false),
         wish,
     };

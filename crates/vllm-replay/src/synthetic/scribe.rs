@@ -28,6 +28,8 @@ pub(super) struct Scribe {
     pub(super) with_tokens: bool,
     pub(super) tell_prompt: bool,
     pub(super) usage: bool,
+    /// On the route of tokens, where only the Python front end does.
+    pub(super) shows_text: bool,
     pub(super) wish: Wish,
 }
 
@@ -119,8 +121,12 @@ impl Scribe {
             (Route::Generate, false) => {
                 let prompt =
                     if self.tell_prompt && first { format!("\"prompt_token_ids\":{prompt},") } else { String::new() };
+                let (mode, shown) = match self.shows_text {
+                    true => ("text", format!("\"text\":{},", quoted(text))),
+                    false => ("tokens", String::new()),
+                };
                 format!(
-                    "{{\"request_id\":\"{id}\",\"usage\":null,{prompt}\"output_mode\":\"tokens\",\"choices\":[{{\"index\":0,\"finish_reason\":{finish},\"stop_reason\":{stop},\"token_ids\":[{token}],\"routed_experts\":null,\"sampling_mask\":null,\"weight_versions\":{versions},\"logprobs\":{logprobs}}}]}}"
+                    "{{\"request_id\":\"{id}\",\"usage\":null,{prompt}\"output_mode\":\"{mode}\",\"choices\":[{{\"index\":0,\"finish_reason\":{finish},\"stop_reason\":{stop},\"token_ids\":[{token}],\"routed_experts\":null,\"sampling_mask\":null,\"weight_versions\":{versions},{shown}\"logprobs\":{logprobs}}}]}}"
                 )
             }
             (Route::Generate, true) => {

@@ -23,7 +23,8 @@ pub(super) async fn probe(server: &HttpTransport) -> Result<ServerFacts> {
     let completions = has_route(server, "/v1/completions").await?;
     let chat = has_route(server, "/v1/chat/completions").await?;
     // A second probing finds the same.
-    let _ = server.ways.set(Ways { generate, completions, generate_takes_bias: !is_rust });
+    let _ =
+        server.ways.set(Ways { generate, completions, generate_takes_bias: !is_rust, generate_shows_text: !is_rust });
     let subject = Subject {
         transport: server,
         model: &model.id,
