@@ -80,8 +80,9 @@ PYTHON
 pids=()
 ports=()
 adapters=
-# For adapters, the last of them taken by one that changes nothing.
-slots=9
+# For adapters, the last of them taken by one that changes nothing. vLLM counts that one among those that a batch may have, and ends
+# its engine where a batch has more than the others hold: there are more than the 16 sequences of a batch.
+slots=25
 # Ends what was started, by its process ids, and waits for it; what does not end in time is killed with its children.
 stop() {
     local pid
