@@ -64,8 +64,8 @@ impl VllmRemoteBackend {
         let prefix = config.instance.clone().unwrap_or_else(prefix);
         let adapters = Adapters::new(config.adapters.clone(), &prefix, Arc::clone(&replicas), runtime.handle());
         // Each by itself: one that hangs holds up nobody else's.
-        for index in 0..replicas.all.len() {
-            runtime.spawn(watch(Arc::downgrade(&replicas), index, config.health_interval));
+        for replica in &replicas.all {
+            runtime.spawn(watch(Arc::downgrade(replica), config.health_interval));
         }
         let crossing = Crossing {
             replicas,
@@ -178,11 +178,10 @@ async fn meet(replicas: Arc<Replicas>, patience: std::time::Duration) -> Result<
 }
 
 /// Asks after a server's health for as long as the backend lives.
-async fn watch(replicas: std::sync::Weak<Replicas>, index: usize, interval: std::time::Duration) {
+async fn watch(replica: std::sync::Weak<Replica>, interval: std::time::Duration) {
     loop {
         tokio::time::sleep(interval).await;
-        let Some(replicas) = replicas.upgrade() else { return };
-        let replica = &replicas.all[index];
+        let Some(replica) = replica.upgrade() else { return };
         match replica.transport.health().await {
             Ok(()) => {
                 if replica.facts().is_none()

@@ -224,13 +224,14 @@ fn an_end_that_is_told_apart_belongs_to_its_token() {
     }
     assert_eq!(backend.metrics().generated_tokens, 4 + 2 + 2);
     let asked = server.server().asked();
-    assert!(!asked[before..].is_empty() && asked[before..].iter().all(|asked| asked.path != "/inference/v1/generate"));
+    assert_eq!(asked[before..].iter().filter(|asked| asked.path == "/v1/completions").count(), 3);
+    assert!(asked[before..].iter().all(|asked| asked.path != "/inference/v1/generate"));
 }
 
 /// Without the model's files text is the server's, and the front end in Rust shows none where it takes tokens.
 #[test]
 fn a_server_shows_text_where_there_is_no_tokenizer() {
-    for front_end in [Form::Python, Form::Rust] {
+    let shown = [Form::Python, Form::Rust].map(|front_end| {
         let server = Synthetic::start(SyntheticConfig { front_end, ..SyntheticConfig::default() }).unwrap();
         let own = VllmConfig { front_end: FrontEnd::default(), ..config(&[Way::Http.url(&server)]) };
         let backend = VllmRemoteBackend::connect(own).unwrap();
@@ -241,7 +242,9 @@ fn a_server_shows_text_where_there_is_no_tokenizer() {
             }
         }
         assert!(!shown.is_empty(), "{front_end:?}");
-    }
+        shown
+    });
+    assert_eq!(shown[0], shown[1]);
 }
 
 fn forms_of_the_stream_change_nothing(way: Way) {

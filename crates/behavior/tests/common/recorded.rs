@@ -1,7 +1,7 @@
 //! The backend suite's conversations with a real vLLM: recording them, and playing them where there is none.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use consort_behavior::backend::BackendFixture;
@@ -43,7 +43,7 @@ fn file(door: FrontDoor) -> PathBuf {
 }
 
 /// The folder of adapters has the same name in every recording and wherever it is played.
-fn share(of: &std::path::Path) -> Result<PathBuf> {
+fn share(of: &Path) -> Result<PathBuf> {
     let share = of.join("adapters");
     std::fs::create_dir_all(&share).map_err(|error| Error::io(&share, error))?;
     Ok(share)

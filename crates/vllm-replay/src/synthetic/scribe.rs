@@ -43,9 +43,27 @@ fn list(tokens: impl IntoIterator<Item = u32>) -> String {
     format!("[{}]", numbers.join(","))
 }
 
+/// `finish_reason` and `stop_reason` as JSON.
+fn why(finish: Option<Finish>) -> (String, String) {
+    match finish {
+        Some(finish) => (quoted(finish.reason()), finish.stop_reason()),
+        None => ("null".into(), "null".into()),
+    }
+}
+
 impl Scribe {
     fn rust(&self) -> bool {
         self.imitation.config.front_end == FrontEnd::Rust
+    }
+
+    /// What the Python front end calls the form of its replies on the route of tokens.
+    fn mode(&self) -> &'static str {
+        if self.shows_text { "text" } else { "tokens" }
+    }
+
+    /// The field that has the text there.
+    fn shown(&self, text: &str) -> String {
+        if self.shows_text { format!("\"text\":{},", quoted(text)) } else { String::new() }
     }
 
     fn text(&self, spoken: &Spoken) -> String {
@@ -109,8 +127,7 @@ impl Scribe {
         let first = spoken.place == 0;
         let logprobs = self.logprobs(std::slice::from_ref(spoken));
         let prompt = if self.tell_prompt && first { list(self.wish.prompt.iter().copied()) } else { "null".into() };
-        let finish = spoken.finish.map_or_else(|| "null".into(), |finish| quoted(finish.reason()));
-        let stop = spoken.finish.map_or_else(|| "null".into(), Finish::stop_reason);
+        let (finish, stop) = why(spoken.finish);
         let (id, model, token) = (&self.id, &self.model, spoken.token);
         let versions = if spoken.finish.is_some() {
             format!("[{{\"version\":\"default\",\"start\":0,\"end\":{}}}]", spoken.place + 1)
@@ -121,10 +138,7 @@ impl Scribe {
             (Route::Generate, false) => {
                 let prompt =
                     if self.tell_prompt && first { format!("\"prompt_token_ids\":{prompt},") } else { String::new() };
-                let (mode, shown) = match self.shows_text {
-                    true => ("text", format!("\"text\":{},", quoted(text))),
-                    false => ("tokens", String::new()),
-                };
+                let (mode, shown) = (self.mode(), self.shown(text));
                 format!(
                     "{{\"request_id\":\"{id}\",\"usage\":null,{prompt}\"output_mode\":\"{mode}\",\"choices\":[{{\"index\":0,\"finish_reason\":{finish},\"stop_reason\":{stop},\"token_ids\":[{token}],\"routed_experts\":null,\"sampling_mask\":null,\"weight_versions\":{versions},{shown}\"logprobs\":{logprobs}}}]}}"
                 )
@@ -175,11 +189,8 @@ impl Scribe {
     /// That event.
     fn ending(&self, spoken: &Spoken) -> String {
         let (id, model) = (&self.id, &self.model);
-        let finish = spoken.finish.map_or_else(|| "null".into(), |finish| quoted(finish.reason()));
-        let stop = match spoken.finish.map(Finish::stop_reason) {
-            Some(stop) if stop != "null" => format!(",\"stop_reason\":{stop}"),
-            _ => String::new(),
-        };
+        let (finish, stop) = why(spoken.finish);
+        let stop = if stop == "null" { String::new() } else { format!(",\"stop_reason\":{stop}") };
         let tokens = if self.with_tokens { ",\"token_ids\":[]" } else { "" };
         let (object, said) = match self.route {
             Route::Chat => ("chat.completion.chunk", "\"delta\":{}"),
@@ -250,8 +261,9 @@ impl Scribe {
                             )));
                         }
                         Route::Generate => {
+                            let mode = self.mode();
                             return Some(Piece::now(format!(
-                                "data: {{\"request_id\":\"{id}\",\"usage\":{usage},\"output_mode\":\"tokens\",\"choices\":[]}}\n\n"
+                                "data: {{\"request_id\":\"{id}\",\"usage\":{usage},\"output_mode\":\"{mode}\",\"choices\":[]}}\n\n"
                             )));
                         }
                         Route::Completions => "text_completion",
@@ -279,11 +291,10 @@ impl Scribe {
         let replied = u32::try_from(spoken.len()).unwrap_or(u32::MAX);
         self.imitation.generated_tokens.fetch_add(spoken.len() as u64, Ordering::Relaxed);
         self.imitation.replies.fetch_add(1, Ordering::Relaxed);
-        let finish = spoken.last().and_then(|spoken| spoken.finish);
-        let reason = finish.map_or_else(|| "null".into(), |finish| quoted(finish.reason()));
-        let stop = finish.map_or_else(|| "null".into(), Finish::stop_reason);
+        let (reason, stop) = why(spoken.last().and_then(|spoken| spoken.finish));
         let tokens = list(spoken.iter().map(|spoken| spoken.token));
         let text: String = spoken.iter().map(|spoken| self.text(spoken)).collect();
+        let (mode, shown) = (self.mode(), self.shown(&text));
         let text = quoted(&text);
         let logprobs = self.logprobs(&spoken);
         let prompt = if self.tell_prompt { list(self.wish.prompt.iter().copied()) } else { "null".into() };
@@ -292,7 +303,7 @@ impl Scribe {
         let versions = format!("[{{\"version\":\"default\",\"start\":0,\"end\":{replied}}}]");
         let body = match (self.route, self.rust()) {
             (Route::Generate, false) => format!(
-                "{{\"request_id\":\"{id}\",\"model\":{model},\"created\":0,\"usage\":{usage},\"prompt_logprobs\":null,\"prompt_token_id_logprobs\":null,\"prompt_token_ids\":{prompt},\"mm_placeholders\":null,\"metrics\":null,\"kv_transfer_params\":null,\"ec_transfer_params\":null,\"output_mode\":\"tokens\",\"choices\":[{{\"index\":0,\"finish_reason\":{reason},\"stop_reason\":{stop},\"token_ids\":{tokens},\"routed_experts\":null,\"sampling_mask\":null,\"weight_versions\":{versions},\"logprobs\":{logprobs}}}]}}"
+                "{{\"request_id\":\"{id}\",\"model\":{model},\"created\":0,\"usage\":{usage},\"prompt_logprobs\":null,\"prompt_token_id_logprobs\":null,\"prompt_token_ids\":{prompt},\"mm_placeholders\":null,\"metrics\":null,\"kv_transfer_params\":null,\"ec_transfer_params\":null,\"output_mode\":\"{mode}\",\"choices\":[{{\"index\":0,\"finish_reason\":{reason},\"stop_reason\":{stop},\"token_ids\":{tokens},\"routed_experts\":null,\"sampling_mask\":null,\"weight_versions\":{versions},{shown}\"logprobs\":{logprobs}}}]}}"
             ),
             (Route::Generate, true) => format!(
                 "{{\"request_id\":\"{id}\",\"choices\":[{{\"index\":0,\"logprobs\":{logprobs},\"finish_reason\":{reason},\"stop_reason\":{stop},\"token_ids\":{tokens},\"sampling_mask\":null,\"weight_versions\":{versions}}}],\"prompt_logprobs\":null,\"prompt_token_id_logprobs\":null,\"prompt_token_ids\":{prompt},\"mm_placeholders\":null,\"kv_transfer_params\":null,\"ec_transfer_params\":null,\"metrics\":null}}"

@@ -56,17 +56,9 @@ impl Route {
 struct Ways {
     generate: bool,
     completions: bool,
-    /// The Rust front end of 0.32 reads no object with numbers as keys on the way of tokens.
-    generate_takes_bias: bool,
-    /// Nor does it show text there, whatever it is asked for.
-    generate_shows_text: bool,
-}
-
-impl Default for Ways {
-    /// Of a server of which nothing is known yet.
-    fn default() -> Self {
-        Self { generate: true, completions: true, generate_takes_bias: true, generate_shows_text: true }
-    }
+    /// The Rust front end of 0.32, which on the way of tokens reads no object with numbers as keys, as biases are, and shows no text,
+    /// whatever it is asked for.
+    is_rust: bool,
 }
 
 /// A server by HTTP.
@@ -201,11 +193,10 @@ impl HttpTransport {
     /// # Errors
     /// [`ErrorKind::Unsupported`] where the server has no way for it.
     fn route(&self, call: &Call) -> Result<Route> {
-        let ways = self.ways.get().copied().unwrap_or_default();
+        let ways = self.ways.get().copied().unwrap_or(Ways { generate: true, completions: true, is_rust: false });
         let CallPrompt::Tokens { pictures, .. } = &call.prompt else { return Ok(Route::Chat) };
-        let biased = !call.sampling.logit_bias.is_empty();
-        let is_shown = self.has_tokenizer || ways.generate_shows_text;
-        if ways.generate && is_shown && (!biased || ways.generate_takes_bias) {
+        let is_plain = self.has_tokenizer && call.sampling.logit_bias.is_empty();
+        if ways.generate && (is_plain || !ways.is_rust) {
             return Ok(Route::Generate);
         }
         if pictures.is_empty() && ways.completions {

@@ -23,8 +23,7 @@ pub(super) async fn probe(server: &HttpTransport) -> Result<ServerFacts> {
     let completions = has_route(server, "/v1/completions").await?;
     let chat = has_route(server, "/v1/chat/completions").await?;
     // A second probing finds the same.
-    let _ =
-        server.ways.set(Ways { generate, completions, generate_takes_bias: !is_rust, generate_shows_text: !is_rust });
+    let _ = server.ways.set(Ways { generate, completions, is_rust });
     let subject = Subject {
         transport: server,
         model: &model.id,
@@ -42,8 +41,8 @@ pub(super) async fn probe(server: &HttpTransport) -> Result<ServerFacts> {
     findings.insert(1, route("/v1/completions", completions));
     findings.insert(2, route("/v1/chat/completions", chat));
     let tokenized =
-        server.post("/tokenize", &json!({ "model": model.id, "prompt": "Hi", "add_special_tokens": false }));
-    let tokenized = server.ask::<wire::Tokenized>(tokenized?, patience).await;
+        server.post("/tokenize", &json!({ "model": model.id, "prompt": "Hi", "add_special_tokens": false }))?;
+    let tokenized = server.ask::<wire::Tokenized>(tokenized, patience).await;
     abilities.tokenize = tokenized.as_ref().is_ok_and(|tokenized| !tokenized.tokens.is_empty());
     findings.push(Finding {
         name: "tokenize",

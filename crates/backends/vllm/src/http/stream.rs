@@ -109,7 +109,11 @@ impl Reading {
                 Ok(answer) => answer?.ok_or_else(|| self.unfinished("it ended without a finish reason"))?,
                 Err(_) => return Err(self.silent(patience)),
             };
-            self.began |= chunk != Chunk::default();
+            // Events without anything new keep connections open; they are no token.
+            if chunk == Chunk::default() {
+                continue;
+            }
+            self.began = true;
             if let Some(finish) = chunk.finish {
                 let mut last = Chunk { finish: Some(finish), ..chunk };
                 // The numbers come in an event of their own.
@@ -119,10 +123,7 @@ impl Reading {
                 }
                 return Ok(last);
             }
-            // Events without anything new keep connections open; they are no token.
-            if chunk != Chunk::default() {
-                return Ok(chunk);
-            }
+            return Ok(chunk);
         }
     }
 
